@@ -21,7 +21,18 @@ from qwen_vl_axera.files import READ_SIZE, read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes; the limit that the safetensors format sets itself
-ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_SIZE = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 # Stored names differ between the hub, transformers' save_pretrained and conversion tools; the hub's are
@@ -190,7 +201,9 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / shard for shard in shards]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
+        pickled = sorted(
+            path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern)
+        )
         hint = f" ({pickled[0]} is a pickle, which is not read: save as safetensors)" if pickled else ""
         raise InputError(f"{directory}: no *.safetensors files{hint}")
     return files
@@ -204,10 +217,11 @@ def read_header(path: Path) -> list[TensorInfo]:
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or not 2 <= length <= MAX_HEADER:
-            raise InputError(f"{path}: not a safetensors file (its header length is implausible)")
+        head = file.read(9)  # the header's length and its opening brace
+        length = int.from_bytes(head[:8], "little")
+        if not head.endswith(b"{") or not 2 <= length <= MAX_HEADER:
+            raise InputError(f"{path}: not a safetensors file (it has no header)")
+        file.seek(8)
         if 8 + length > size:
             raise InputError(f"{path}: truncated: {size} bytes, its header alone needs {8 + length}")
         try:

@@ -41,6 +41,65 @@ def add_workdir(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_video(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument(
+        "--video",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="a video file, a directory of frames, or pictures",
+    )
+    arguments.add_argument(
+        "--num-frames", type=int, metavar="N", help="of a file, evenly spaced (default: 8)"
+    )
+    arguments.add_argument(
+        "--fps",
+        type=float,
+        metavar="F",
+        help="of a file: sample at this rate; of frames: their rate (default: 1)",
+    )
+
+
+def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
+    """The flags of text generation; `prompts` of the documented questions are the default."""
+    from qwen_vl_axera.chat import DEFAULT_PROMPTS, DTYPES
+
+    default = list(DEFAULT_PROMPTS[:prompts])
+    arguments.add_argument(
+        "--prompt", nargs="+", default=default, metavar="T", help=f"questions (default: {' '.join(default)})"
+    )
+    arguments.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="default: 128")
+    arguments.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the language model")
+    arguments.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)"
+    )
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {value}")
+    return value
+
+
+def device(args: argparse.Namespace) -> str:
+    """The torch device to use.
+
+    Raises:
+        InputError: the one asked for is not there.
+    """
+    import torch
+
+    if args.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    return args.device
+
+
 def existing_workdir(workdir: Path) -> Path:
     """The work directory, made when it is not there yet.
 

@@ -76,7 +76,9 @@ class DataFile:
             for name, values in weights:
                 expected, (start, length) = next(announced, (None, (0, 0)))
                 if name != expected or values.nbytes != length:
-                    raise InputError(f"{name}: {values.nbytes} bytes, the graph expects {expected}: {length} bytes")
+                    raise InputError(
+                        f"{name}: {values.nbytes} bytes, the graph expects {expected}: {length} bytes"
+                    )
                 file.seek(start)
                 file.write(values.data)
                 stage.advance(length)
@@ -232,12 +234,16 @@ class Lowering(fx.Interpreter):
             raise NotImplementedError(f"no ONNX lowering for {target} in {node.meta['path']}")
         return TABLE[target](self, node, result)
 
-    def emit(self, op: str, inputs: list[str], node: fx.Node, result: Any, suffix: str = "", **attributes) -> str:
+    def emit(
+        self, op: str, inputs: list[str], node: fx.Node, result: Any, suffix: str = "", **attributes
+    ) -> str:
         """Adds a node named after its module and operator; its output tensor has the same name."""
         name = self.unique(".".join(part for part in (node.meta["path"], suffix or snake_case(op)) if part))
         return self.emit_named(name, op, inputs, node, result, **attributes)
 
-    def emit_named(self, name: str, op: str, inputs: list[str], node: fx.Node, result: Any, **attributes) -> str:
+    def emit_named(
+        self, name: str, op: str, inputs: list[str], node: fx.Node, result: Any, **attributes
+    ) -> str:
         outputs = [name]
         if isinstance(result, tuple):
             outputs = [f"{name}.{number}" for number in range(len(result))]
@@ -269,7 +275,9 @@ class Lowering(fx.Interpreter):
 
     def constant(self, kind: str, value: np.ndarray) -> str:
         """A small initializer named after its value; equal ones are shared."""
-        text = "x".join(str(item).replace("-", "minus").replace("+", "") for item in value.reshape(-1).tolist())
+        text = "x".join(
+            str(item).replace("-", "minus").replace("+", "") for item in value.reshape(-1).tolist()
+        )
         name = f"{kind}.{text}"
         self.initializers.setdefault(name, numpy_helper.from_array(value, name))
         return name
@@ -314,7 +322,9 @@ class Lowering(fx.Interpreter):
             producer_name="qwen_vl_axera",
             producer_version=qwen_vl_axera.__version__,
         )
-        properties = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in metadata.items()}
+        properties = {
+            METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in metadata.items()
+        }
         helper.set_model_props(model, properties)
         return model
 

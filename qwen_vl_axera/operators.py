@@ -71,11 +71,14 @@ def _problems(model: onnx.ModelProto) -> Iterator[str]:
         if not name or count > 1:
             yield f"{count} nodes are named {name!r}: names select layers and must be unique"
     names = {node.name for node in graph.node} | set(shapes)
-    yield from (f"{name}: '/' in a name breaks the board's PCIe runner" for name in sorted(names) if "/" in name)
+    yield from (
+        f"{name}: '/' in a name breaks the board's PCIe runner" for name in sorted(names) if "/" in name
+    )
     for tensor in graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL and tensor.data_type == TensorProto.FLOAT:
-            if not np.isfinite(numpy_helper.to_array(tensor)).all():
-                yield f"initializer {tensor.name}: infinite or NaN values ruin the MinMax ranges"
+        inline = tensor.data_location != TensorProto.EXTERNAL and tensor.data_type == TensorProto.FLOAT
+        if inline and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            users = ", ".join(node.name for node in graph.node if tensor.name in node.input)
+            yield f"initializer {tensor.name} of {users}: infinite or NaN values ruin the MinMax ranges"
 
 
 def _limits(node: onnx.NodeProto, constants: dict, shapes: dict, opset: int) -> Iterator[str]:

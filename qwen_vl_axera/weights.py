@@ -73,7 +73,13 @@ def patch_embed(config: VisionConfig, input: str) -> dict[str, Recipe]:
     With "pixels", W·((x / 255 - mean) / std) is rewritten as (W / (255·std))·x - sum(W·mean / std).
     """
     name = "patch_embed.proj"
-    shape = config.hidden_size, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size
+    shape = (
+        config.hidden_size,
+        config.in_channels,
+        config.temporal_patch_size,
+        config.patch_size,
+        config.patch_size,
+    )
     mean, std = (np.array(values, np.float64).reshape(1, -1, 1, 1, 1) for values in (MEAN, STD))
 
     def weight(read: Read) -> np.ndarray:
@@ -100,7 +106,9 @@ def attention(name: str, config: VisionConfig) -> dict[str, Recipe]:
 
     def proj_bias(read: Read) -> np.ndarray:
         value_bias = part(read, "bias", 2).astype(np.float64)
-        return read(f"{name}.proj.bias", (hidden,)) + read(f"{name}.proj.weight", (hidden, hidden)) @ value_bias
+        return (
+            read(f"{name}.proj.bias", (hidden,)) + read(f"{name}.proj.weight", (hidden, hidden)) @ value_bias
+        )
 
     return {
         f"{name}.qkv.q.weight": lambda read: part(read, "weight", 0) * np.float32(scale),

@@ -1,0 +1,426 @@
+"""Frames -> uint8 patch images, the vision graph's input. numpy and Pillow only: the board runs this same file.
+
+    python preprocess.py IMAGE... [--size H W | --max-pixels N] --output pixels.npy
+
+Reads:  pictures, taken as the frames of one clip in the order given; a single one is a still.
+Writes: uint8 (T, S, 392, 3) as .npy: T steps of two frames, S patches, 392 = 2 frames · 14 rows · 14 columns.
+
+Every value equals what transformers' Pillow image processor computes before it normalises. Each step of the
+array is, byte by byte, what the compiled model takes. Patches lie in merge-block order: the four of each 2x2
+block, which become one token, follow each other.
+"""
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+PATCH_SIZE = 14  # pixels per side
+TEMPORAL_PATCH_SIZE = 2  # frames per step
+MERGE_SIZE = 2  # patches per side of a block
+FACTOR = PATCH_SIZE * MERGE_SIZE  # 28: every side is a multiple
+CHANNELS = 3
+PATCH_PIXELS = TEMPORAL_PATCH_SIZE * PATCH_SIZE**2  # 392
+
+# CLIP's statistics for values of 0..1, as in the checkpoints' preprocessor_config.json.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+MIN_PIXELS = 56 * 56
+MAX_PIXELS = 308 * 308
+MAX_ASPECT_RATIO = 200
+
+EXIF_ORIENTATION = 0x0112
+
+Frame = Image.Image | np.ndarray  # an array is uint8 (H, W, 3)
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    factor: int = FACTOR,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """The size at which the model sees a picture: Qwen's rule.
+
+    Sides become multiples of `factor`, the area stays within [min_pixels, max_pixels] where that is possible,
+    and the aspect ratio changes as little as it can. The rule is that of `smart_resize` in transformers 5.23,
+    models/qwen2_vl/image_processing_pil_qwen2_vl.py (https://github.com/huggingface/transformers).
+
+    Args:
+        height, width: in pixels.
+        factor: patch size times merge size.
+        min_pixels, max_pixels: bounds of the area, in pixels.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: a side is below 1, the bounds contradict each other, or one side is 200 times the other.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"a picture of {height}x{width}: expected at least one pixel per side")
+    if not factor * factor <= max_pixels or not 1 <= min_pixels <= max_pixels:
+        raise ValueError(
+            f"min_pixels {min_pixels} and max_pixels {max_pixels}: expected 1 <= min_pixels <= max_pixels "
+            f"and max_pixels >= {factor * factor}"
+        )
+    check_aspect_ratio(height, width)
+    rows, columns = (
+        round(height / factor),
+        round(width / factor),
+    )  # Python rounds halves to even, as Qwen's does
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
+
+
+def check_aspect_ratio(height: int, width: int) -> None:
+    """Refuses a picture of which one side is 200 times the other, or more.
+
+    Raises:
+        ValueError: it is one.
+    """
+    ratio = max(height, width) / min(height, width)
+    if ratio >= MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"a picture of {height}x{width} (height x width) has an aspect ratio of {ratio:.4g}: "
+            f"expected below {MAX_ASPECT_RATIO}, crop it first"
+        )
+
+
+def check_size(height: int, width: int, factor: int = FACTOR) -> tuple[int, int]:
+    """A size that was asked for, checked.
+
+    Raises:
+        ValueError: a side is no positive multiple of `factor` (the message names the nearest that is), or one
+            is 200 times the other.
+    """
+    if height < factor or width < factor or height % factor or width % factor:
+        nearest = " ".join(str(max(1, round(side / factor)) * factor) for side in (height, width))
+        raise ValueError(f"size {height} {width}: expected multiples of {factor}; the nearest is {nearest}")
+    check_aspect_ratio(height, width)
+    return height, width
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture as upright RGB: EXIF rotation applied, transparency laid over white.
+
+    The rotation is that of transformers' `load_image`, the conversion that of its image processor from 5.x on
+    (4.x and `load_image` drop the alpha channel and show whatever colours lie under it; qwen-vl-utils, Qwen's
+    own reader, uses white).
+
+    Args:
+        image: any mode that Pillow converts to RGB.
+
+    Returns:
+        The same object when there is nothing to do.
+    """
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bicubic on uint8, the model's own filter. `reducing_gap` and `draft` would be faster but change bits.
+
+    Args:
+        image: RGB.
+        size: height and width.
+    """
+    height, width = size
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def frame_to_array(frame: Frame, size: tuple[int, int]) -> np.ndarray:
+    """One frame as the model sees it.
+
+    Args:
+        frame: a picture of any mode, or uint8 (H, W, 3).
+        size: height and width, multiples of 28.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    image = Image.fromarray(frame) if isinstance(frame, np.ndarray) else frame
+    return np.frombuffer(resize(to_rgb(image), size).tobytes(), np.uint8).reshape(*size, CHANNELS)
+
+
+def _blocks(frames: np.ndarray) -> np.ndarray:
+    """Cuts frames up without copying.
+
+    Args:
+        frames: uint8 (T, 2, H, W, 3), contiguous.
+
+    Returns:
+        A view of void elements, each one patch row of 14 pixels (42 bytes, moved at once), of shape
+        (T, block rows, block columns, 2, 2, frame, patch row).
+    """
+    steps, pair, height, width, channels = frames.shape
+    row_of_patch = np.dtype((np.void, PATCH_SIZE * channels))
+    cut = (
+        steps,
+        pair,
+        height // FACTOR,
+        MERGE_SIZE,
+        PATCH_SIZE,
+        width // FACTOR,
+        MERGE_SIZE,
+        row_of_patch.itemsize,
+    )
+    return frames.reshape(cut).view(row_of_patch)[..., 0].transpose(0, 2, 5, 3, 6, 1, 4)
+
+
+def patchify(frames: np.ndarray) -> np.ndarray:
+    """Frames of the model's size -> patch images.
+
+    Args:
+        frames: uint8 (N, H, W, 3), sides multiples of 28. When N is odd the last frame is repeated.
+
+    Returns:
+        uint8 (T, S, 392, 3): T = ceil(N / 2) steps of S = (H / 14)·(W / 14) patches.
+
+    Raises:
+        ValueError: another shape or dtype, or no frames.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != CHANNELS or not len(frames):
+        raise ValueError(f"frames {frames.dtype} {frames.shape}: expected uint8 (N, H, W, 3), N at least 1")
+    if len(frames) % TEMPORAL_PATCH_SIZE:
+        frames = np.concatenate([frames, frames[-1:]])
+    height, width = check_size(*frames.shape[1:3])
+    blocks = _blocks(np.ascontiguousarray(frames).reshape(-1, TEMPORAL_PATCH_SIZE, height, width, CHANNELS))
+    patches = np.empty((len(blocks), num_patches(height, width), PATCH_PIXELS, CHANNELS), np.uint8)
+    patches.reshape(-1).view(blocks.dtype).reshape(blocks.shape)[...] = blocks
+    return patches
+
+
+def unpatchify(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The exact inverse of `patchify`.
+
+    Args:
+        patches: uint8 (T, S, 392, 3).
+        height, width: of the frames.
+
+    Returns:
+        uint8 (2·T, height, width, 3).
+
+    Raises:
+        ValueError: the patches are not of that size.
+    """
+    check_size(height, width)
+    expected = num_patches(height, width), PATCH_PIXELS, CHANNELS
+    if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[1:] != expected:
+        raise ValueError(
+            f"patches {patches.dtype} {patches.shape}: a size of {height}x{width} takes uint8 (T, "
+            f"{', '.join(map(str, expected))})"
+        )
+    frames = np.empty((len(patches), TEMPORAL_PATCH_SIZE, height, width, CHANNELS), np.uint8)
+    blocks = _blocks(frames)
+    blocks[...] = np.ascontiguousarray(patches).reshape(-1).view(blocks.dtype).reshape(blocks.shape)
+    return frames.reshape(-1, height, width, CHANNELS)
+
+
+def num_patches(height: int, width: int) -> int:
+    """Patches of one step: S."""
+    return (height // PATCH_SIZE) * (width // PATCH_SIZE)
+
+
+def patch_image_to_picture(
+    patch_image: Image.Image | np.ndarray, height: int, width: int, frame: int = 0
+) -> Image.Image:
+    """A patch image turned back, for looking at it.
+
+    Args:
+        patch_image: uint8 (S, 392, 3), or the picture of it, RGB, 392 wide and S high.
+        height, width: of the frames in it.
+        frame: which of the two.
+    """
+    return Image.fromarray(unpatchify(np.asarray(patch_image)[None], height, width)[frame])
+
+
+def iter_steps(
+    frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None
+) -> Iterator[np.ndarray]:
+    """Resizes frames in threads (Pillow releases the interpreter's lock) and yields step after step.
+
+    Only a few frames are held at a time, so memory does not grow with the clip. A frame that follows itself (a
+    still in both slots) is resized once.
+
+    Args:
+        frames: pictures or arrays; they may be read lazily.
+        size: height and width, multiples of 28.
+        workers: threads; default: one per processor.
+
+    Yields:
+        uint8 (S, 392, 3), a new array for every step.
+    """
+    check_size(*size)
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        running = deque()  # futures of frames, in order
+        last_frame = last_future = None
+        try:
+            for frame in frames:
+                if frame is not last_frame:
+                    last_frame, last_future = frame, pool.submit(frame_to_array, frame, size)
+                running.append(last_future)
+                if len(running) >= TEMPORAL_PATCH_SIZE * (workers + 1):
+                    yield _next_step(running)
+            while running:
+                yield _next_step(running)
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _next_step(running: deque) -> np.ndarray:
+    pair = [running.popleft().result() for _ in range(min(TEMPORAL_PATCH_SIZE, len(running)))]
+    return patchify(np.stack(pair))[0]
+
+
+def frames_to_patches(
+    images: Iterable[Frame], size: tuple[int, int] | None = None, workers: int | None = None
+) -> np.ndarray:
+    """Pictures or frames -> uint8 (T, S, 392, 3), bit for bit what transformers' Pillow path computes.
+
+    Args:
+        images: pictures of any size and mode, or uint8 (H, W, 3) arrays; an iterator is consumed once. When
+            their count is odd the last one is repeated.
+        size: height and width; default: what `smart_resize` gives for the first one.
+        workers: threads; default: one per processor.
+
+    Raises:
+        ValueError: there are none, or the size is not one the model takes.
+    """
+    iterator = iter(images)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("no frames: expected at least one")
+    size = check_size(*size) if size is not None else smart_resize(*frame_shape(first))
+    steps = iter_steps(_chain(first, iterator), size, workers)
+    try:
+        count = -(-len(images) // TEMPORAL_PATCH_SIZE)
+    except TypeError:  # an iterator
+        return np.stack(list(steps))
+    patches = np.empty((count, num_patches(*size), PATCH_PIXELS, CHANNELS), np.uint8)
+    done = 0
+    for step in steps:
+        patches[done] = step
+        done += 1
+    return patches[:done]
+
+
+def _chain(first: Frame, rest: Iterator[Frame]) -> Iterator[Frame]:
+    yield first
+    yield from rest
+
+
+def frame_shape(frame: Frame) -> tuple[int, int]:
+    """Height and width of a frame as it is seen, EXIF rotation applied."""
+    if isinstance(frame, np.ndarray):
+        return frame.shape[0], frame.shape[1]
+    lying = frame.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return frame.size if lying else frame.size[::-1]
+
+
+def normalize(patches: np.ndarray) -> np.ndarray:
+    """The values that transformers feeds the tower, exactly: one table entry per channel and pixel value.
+
+    Args:
+        patches: uint8 (S, 392, 3) or (T, S, 392, 3).
+
+    Returns:
+        float32 (T, 3, S, 392), T = 1 for a single step.
+    """
+    # transformers scales in float64, rounds to float32, then subtracts and divides in float32.
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    steps = patches.reshape(-1, *patches.shape[-3:])
+    normalised = np.empty((len(steps), CHANNELS, *steps.shape[1:3]), np.float32)
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        table = (scaled - np.float32(mean)) / np.float32(std)
+        np.take(table, steps[..., channel], out=normalised[:, channel])
+    return normalised
+
+
+def to_graph_input(patches: np.ndarray) -> np.ndarray:
+    """Patches as the `pixels` graph takes them: the same values, 0..255, channels first.
+
+    Args:
+        patches: uint8 (S, 392, 3) or (T, S, 392, 3).
+
+    Returns:
+        float32 (T, 3, S, 392), T = 1 for a single step.
+    """
+    steps = patches.reshape(-1, *patches.shape[-3:])
+    return steps.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures, in the order of the clip"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
+    size.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest area (default: 308·308)"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        with Image.open(args.images[0]) as first:
+            shape = frame_shape(first)
+        size = tuple(args.size) if args.size else smart_resize(*shape, max_pixels=args.max_pixels)
+        patches = frames_to_patches((Image.open(path) for path in args.images), size)
+        _write(args.output, patches)
+    except (ValueError, OSError, Image.DecompressionBombError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    steps, rows = patches.shape[:2]
+    print(f"{args.output}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}")
+    return 0
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

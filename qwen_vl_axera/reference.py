@@ -1,0 +1,209 @@
+"""transformers' own vision tower, the oracle: loaded without the language model, run step by step.
+
+transformers moved these internals in every release from 4.49 to 5.23; what differs is handled here and
+nowhere else.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from preprocess import normalize
+from qwen_vl_axera import progress
+from qwen_vl_axera.checkpoint import Checkpoint
+from qwen_vl_axera.config import VisionConfig
+from qwen_vl_axera.errors import CheckFailed
+from qwen_vl_axera.tensors import vision_tensors
+
+# One step alone and the same step within its clip are the same sums, batched differently: the measured
+# difference is 6e-8 of the largest output.
+STEPWISE_TOLERANCE = 1e-5
+# cos and sin of the same angle, float32, from two places.
+ANGLE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class StepLayout:
+    """What transformers derives from one step's grid.
+
+    Attributes:
+        rotary_pos_emb: float32 (S, head_dim/2), in window order.
+        cu_seqlens: int32 (2,).
+        cu_window_seqlens: int32 (W+1,).
+        window_index: int64 (S/4,).
+    """
+
+    rotary_pos_emb: Tensor
+    cu_seqlens: Tensor
+    cu_window_seqlens: Tensor
+    window_index: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class ReferenceTower:
+    """transformers' `Qwen2_5_VisionTransformerPretrainedModel` in float32.
+
+    Args:
+        checkpoint: only its `visual.*` tensors are read, one at a time.
+        device: "cpu", "cuda", ...
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
+        self.config = checkpoint.config.vision
+        self.device = device
+        self.tower = load_tower(checkpoint).to(device)
+
+    @torch.no_grad()
+    def run(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """The merged tokens of a clip, or of one step.
+
+        Args:
+            patches: uint8 (T, S, 392, 3).
+            grid: rows and columns of patches, S = rows·columns.
+
+        Returns:
+            float32 (T·S/4, out_hidden), step by step in reading order.
+        """
+        hidden_states = torch.from_numpy(flat_patches(patches)).to(self.device)
+        output = self.tower(hidden_states, grid_thw=self.grid_thw(len(patches), grid))
+        tokens = output if isinstance(output, Tensor) else output.pooler_output  # transformers 4, 5
+        return tokens.float().cpu().numpy()
+
+    def run_steps(self, patches: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, StepLayout]:
+        """Runs a clip one temporal step at a time.
+
+        Args:
+            patches: uint8 (T, S, 392, 3).
+            grid: rows and columns of patches.
+
+        Returns:
+            float32 (T·S/4, out_hidden) as `run` gives it for the whole clip, and the layout of a step.
+
+        Raises:
+            CheckFailed: the steps did not all get the same layout.
+        """
+        outputs: list[np.ndarray] = []
+        layout: StepLayout | None = None
+        with progress.stage("vision tower (transformers)", len(patches), unit="step") as stage:
+            for step in patches:
+                seen: list[dict[str, Any]] = []
+                hooks = [
+                    block.register_forward_pre_hook(_record(seen), with_kwargs=True)
+                    for block in self.tower.blocks
+                ]
+                outputs.append(self.run(step[None], grid))
+                for hook in hooks:
+                    hook.remove()
+                current = self._layout(seen, grid)
+                if layout is not None:
+                    _require_equal(layout, current)
+                layout = current
+                stage.advance()
+        return np.concatenate(outputs), layout
+
+    def grid_thw(self, steps: int, grid: tuple[int, int]) -> Tensor:
+        return torch.tensor([[steps, *grid]], device=self.device)
+
+    def _layout(self, seen: list[dict[str, Any]], grid: tuple[int, int]) -> StepLayout:
+        """The step's layout: segment bounds as the blocks received them, the rest from transformers' rules."""
+        full = set(self.config.fullatt_block_indexes)
+        whole = next((seen[number]["cu_seqlens"] for number in sorted(full)), None)
+        windows = next((call["cu_seqlens"] for number, call in enumerate(seen) if number not in full), None)
+        window_index, cu_window_seqlens = window_layout(self.tower, self.config, self.grid_thw(1, grid))
+        angles = rotary_angles(self.tower, self.grid_thw(1, grid))
+        quads = angles.reshape(len(window_index), self.config.merge_unit, -1)
+        rotary = quads[window_index].reshape(angles.shape)
+
+        cos = seen[0]["position_embeddings"][0].float()
+        if (cos[:, : rotary.shape[1]] - rotary.cos()).abs().max() > ANGLE_TOLERANCE:
+            raise CheckFailed("transformers' blocks received other rotary angles than its own rule gives")
+        cu_seqlens = torch.tensor([0, grid[0] * grid[1]]) if whole is None else whole
+        return StepLayout(
+            rotary.float().cpu(),
+            cu_seqlens.to("cpu", torch.int32),
+            (cu_window_seqlens if windows is None else windows).to("cpu", torch.int32),
+            window_index.to("cpu", torch.int64),
+        )
+
+
+def flat_patches(patches: np.ndarray) -> np.ndarray:
+    """uint8 (T, S, 392, 3) -> transformers' float32 (T·S, 1176), each row in the order (3, 2, 14, 14)."""
+    normalised = np.concatenate([normalize(step) for step in patches], axis=2)  # (1, 3, T·S, 392)
+    return np.ascontiguousarray(normalised[0].transpose(1, 0, 2)).reshape(normalised.shape[2], -1)
+
+
+def load_tower(checkpoint: Checkpoint) -> nn.Module:
+    """Builds the tower without initialising it and fills in the weights one tensor at a time."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    fields = dataclasses.asdict(checkpoint.config.vision)
+    del fields["rms_norm_eps"]  # a constant in transformers, too
+    fields["fullatt_block_indexes"] = list(fields["fullatt_block_indexes"])
+    with torch.device("meta"):
+        tower = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**fields))
+    # Its rotary frequencies are no weights but are made by the constructor: take them from a tower with a
+    # real, if small, body.
+    small = fields | {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}
+    tower.rotary_pos_emb = Qwen2_5_VisionTransformerPretrainedModel(
+        Qwen2_5_VLVisionConfig(**small)
+    ).rotary_pos_emb
+
+    shapes = vision_tensors(checkpoint.config.vision)
+    size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+    with progress.stage("load vision weights", size) as stage:
+        for name, shape in shapes.items():
+            values = torch.from_numpy(checkpoint.read(name, shape))
+            tower.load_state_dict({name.removeprefix("visual."): values}, strict=False, assign=True)
+            stage.advance(values.nbytes)
+    left = [name for name, parameter in tower.named_parameters() if parameter.is_meta]
+    if left:
+        raise CheckFailed(f"transformers' tower has parameters that no checkpoint tensor fills: {left[:3]}")
+    return tower.requires_grad_(False).eval()
+
+
+def window_layout(tower: nn.Module, config: VisionConfig, grid_thw: Tensor) -> tuple[Tensor, Tensor]:
+    """transformers' window_index (S/4,) and cu_window_seqlens (W+1,) for a grid."""
+    if hasattr(tower, "get_window_index"):  # transformers 4
+        window_index, bounds = tower.get_window_index(grid_thw)
+        # Where the merged side is a multiple of the window a whole empty window was padded on.
+        return window_index, torch.unique_consecutive(torch.as_tensor(bounds))
+    from transformers.vision_utils import get_vision_window_index
+
+    return get_vision_window_index(
+        grid_thw,
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+    )
+
+
+def rotary_angles(tower: nn.Module, grid_thw: Tensor) -> Tensor:
+    """transformers' rotary angles, float32 (S, head_dim/2), in merge-block order."""
+    if hasattr(tower, "rot_pos_emb"):  # transformers 4
+        return tower.rot_pos_emb(grid_thw)
+    from transformers.vision_utils import get_vision_position_ids
+
+    positions = get_vision_position_ids(grid_thw, tower.spatial_merge_size)  # (S, 2)
+    return (positions[..., None].float() * tower.rotary_pos_emb.inv_freq.float()).flatten(1)
+
+
+def _record(seen: list[dict[str, Any]]):
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs)
+
+    return hook
+
+
+def _require_equal(first: StepLayout, other: StepLayout) -> None:
+    for name, value in first.tensors().items():
+        if not torch.equal(value, other.tensors()[name]):
+            raise CheckFailed(
+                f"{name} differs between temporal steps: one static graph could not serve them all"
+            )

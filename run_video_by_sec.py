@@ -1,0 +1,69 @@
+"""Step 1: run transformers' own vision tower over a clip, one temporal step (two frames) at a time.
+
+    python run_video_by_sec.py CKPT [--video PATH...] [--fps F] [--num-frames N]
+                               [--max-pixels N | --size H W] [--generate] [--workdir DIR]
+
+Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures.
+Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens.pth, window_index.pth (one
+        step's), pixels.npy, vit_out.npy (the whole clip's), capture.json. It checks that the steps together
+        give what the clip gives at once, and that all steps share one layout.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_vl_axera import cli
+
+DEMO_CLIP = Path(__file__).resolve().parent / "assets" / "demo.mp4"
+
+
+def build_parser():
+    parser = cli.parser(__doc__)
+    cli.add_checkpoint(parser)
+    cli.add_video(parser)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--max-pixels", type=int, metavar="N", help="largest area of a frame (default: 308·308)"
+    )
+    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
+    parser.add_argument("--generate", action="store_true", help="also let the model describe the video")
+    cli.add_text(parser, prompts=1)
+    cli.add_workdir(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    from qwen_vl_axera.capture import read_oracle, run_clip
+    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.media import frame_size, load_clip
+
+    checkpoint = Checkpoint(args.ckpt)
+    workdir = cli.existing_workdir(args.workdir)
+    clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
+    size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
+    device = cli.device(args)
+    capture = run_clip(checkpoint, workdir, clip, size, device)
+    steps, rows, columns = capture.grid_thw
+    print(
+        f"{len(capture.indices)} frames of {size[0]}x{size[1]} at {capture.sample_fps:g} fps: {steps} steps of "
+        f"{rows}x{columns} patches, {capture.num_tokens} tokens; step by step equals the clip at once"
+    )
+    if args.generate:
+        from qwen_vl_axera.chat import LanguageModel, build_prompt
+
+        model = LanguageModel(args.ckpt, args.dtype, device)
+        features = read_oracle(workdir, capture)
+        for text in args.prompt:
+            prompt = build_prompt(
+                model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts
+            )
+            answer = model.generate(prompt, features.reshape(-1, features.shape[-1]), args.max_new_tokens)
+            print(f"{text}\n  {model.text(answer)}")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

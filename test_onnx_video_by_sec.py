@@ -1,0 +1,66 @@
+"""Step 3: run the ONNX graphs in the vision tower's place, step by step, and compare with transformers.
+
+    python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE] [--report FILE]
+                                     [--generate] [--prompt T] [--max-new-tokens N] [--workdir DIR]
+
+Reads:  CKPT, pixels.npy and vit_out.npy of run_video_by_sec.py, NAME_vision.onnx and NAME_vision_uint8.onnx.
+        With --video, another clip is run through transformers first (into WORKDIR/check).
+Writes: fidelity.json. Exit code 1 when a threshold is missed, or, with --generate, when a token differs.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_vl_axera import cli
+
+
+def build_parser():
+    parser = cli.parser(__doc__)
+    cli.add_checkpoint(parser)
+    cli.add_video(parser)
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory"
+    )
+    parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
+    cli.add_text(parser, prompts=2)
+    cli.add_workdir(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.fidelity import table, text_table
+    from qwen_vl_axera.files import write_json
+    from qwen_vl_axera.verification import capture_other_clip, find_graphs, verify
+
+    checkpoint = Checkpoint(args.ckpt)
+    workdir = cli.existing_workdir(args.workdir)
+    graphs = [args.onnx] if args.onnx else find_graphs(checkpoint.name, workdir)
+    clip_dir = workdir
+    if args.video:
+        clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps)
+    report = verify(
+        checkpoint,
+        clip_dir,
+        graphs,
+        prompts=args.prompt if args.generate else (),
+        max_new_tokens=args.max_new_tokens,
+        dtype=args.dtype,
+        device=cli.device(args),
+    )
+    write_json(args.report or workdir / "fidelity.json", report)
+    print(table(report))
+    if report["text"]:
+        print(text_table(report["text"]))
+    print("passed" if report["passed"] else "FAILED: the graph is not transformers' tower")
+    return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
