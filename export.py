@@ -19,9 +19,7 @@ from qwen_vl_axera import cli
 def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
-    parser.add_argument(
-        "mode", choices=("video", "image"), help="what one step holds: two frames, or a picture twice"
-    )
+    parser.add_argument("mode", choices=("video", "image"), help="what one step holds: two frames, or a picture twice")
     parser.add_argument(
         "--size",
         nargs=2,

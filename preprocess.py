@@ -1,4 +1,4 @@
-"""Frames -> uint8 patch images, the vision graph's input. numpy and Pillow only: the board runs this same file.
+"""Frames -> uint8 patch images, the vision graph's input. numpy and Pillow only: the board runs this file too.
 
     python preprocess.py IMAGE... [--size H W | --max-pixels N] --output pixels.npy
 
@@ -257,13 +257,11 @@ def patch_image_to_picture(
     return Image.fromarray(unpatchify(np.asarray(patch_image)[None], height, width)[frame])
 
 
-def iter_steps(
-    frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None
-) -> Iterator[np.ndarray]:
+def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None) -> Iterator[np.ndarray]:
     """Resizes frames in threads (Pillow releases the interpreter's lock) and yields step after step.
 
-    Only a few frames are held at a time, so memory does not grow with the clip. A frame that follows itself (a
-    still in both slots) is resized once.
+    Only a few frames are held at a time, so memory does not grow with the clip. A frame that follows itself
+    (a still in both slots) is resized once.
 
     Args:
         frames: pictures or arrays; they may be read lazily.
@@ -375,17 +373,11 @@ def to_graph_input(patches: np.ndarray) -> np.ndarray:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "images", nargs="+", type=Path, metavar="IMAGE", help="pictures, in the order of the clip"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures, in the order of the clip")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
-    size.add_argument(
-        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest area (default: 308·308)"
-    )
+    size.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest area (default: 308·308)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
     return parser
 

@@ -23,9 +23,7 @@ def build_parser():
     cli.add_checkpoint(parser)
     cli.add_video(parser)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--max-pixels", type=int, metavar="N", help="largest area of a frame (default: 308·308)"
-    )
+    size.add_argument("--max-pixels", type=int, metavar="N", help="largest area of a frame (default: 308·308)")
     size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
     parser.add_argument("--generate", action="store_true", help="also let the model describe the video")
     cli.add_text(parser, prompts=1)
@@ -57,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = LanguageModel(args.ckpt, args.dtype, device)
         features = read_oracle(workdir, capture)
         for text in args.prompt:
-            prompt = build_prompt(
-                model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts
-            )
+            prompt = build_prompt(model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts)
             answer = model.generate(prompt, features.reshape(-1, features.shape[-1]), args.max_new_tokens)
             print(f"{text}\n  {model.text(answer)}")
     return cli.EXIT_OK

@@ -19,12 +19,8 @@ def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
     cli.add_video(parser)
-    parser.add_argument(
-        "--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)"
-    )
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory"
-    )
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
     cli.add_text(parser, prompts=2)
     cli.add_workdir(parser)

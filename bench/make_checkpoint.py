@@ -200,9 +200,7 @@ def build_parser():
     parser = cli.parser(__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="3B")
-    parser.add_argument(
-        "--lm-layers", type=int, metavar="N", help="fewer language-model layers (default: all)"
-    )
+    parser.add_argument("--lm-layers", type=int, metavar="N", help="fewer language-model layers (default: all)")
     parser.add_argument("--outliers", action="store_true", help="massive activations in block 31's down_proj")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     return parser

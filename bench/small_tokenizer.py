@@ -21,7 +21,17 @@ from qwen_vl_axera.files import atomic_write, write_json
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 # Qwen2.5's rule: contractions, words with one leading mark, single digits, punctuation, white space.
-PRE_TOKENIZER_RULE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZER_RULE = "|".join(
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 
 # In Qwen2.5's order, which the ids follow. The first group is dropped when text is decoded for people.
 CONTROL_TOKENS = (
@@ -131,9 +141,7 @@ def build_tokenizer(
         InputError: `vocab_size` has no room for the bytes and the added tokens.
     """
     if vocab_size < SMALLEST_VOCAB:
-        raise InputError(
-            f"vocab_size is {vocab_size}, expected at least {SMALLEST_VOCAB} (256 bytes, 22 added tokens)"
-        )
+        raise InputError(f"vocab_size is {vocab_size}, expected at least {SMALLEST_VOCAB} (256 bytes, 22 added tokens)")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -154,8 +162,17 @@ def build_tokenizer(
 
 
 def _train(texts: Iterable[str], vocab_size: int):
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -165,9 +182,7 @@ def _train(texts: Iterable[str], vocab_size: int):
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.post_processor = processors.ByteLevel(
-        add_prefix_space=False, trim_offsets=False, use_regex=False
-    )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(ADDED_TOKENS),

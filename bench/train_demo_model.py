@@ -30,9 +30,7 @@ def build_parser():
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="clips a step (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default 2")
-    parser.add_argument(
-        "--clips", type=int, default=CLIPS, metavar="N", help=f"to evaluate on (default {CLIPS})"
-    )
+    parser.add_argument("--clips", type=int, default=CLIPS, metavar="N", help=f"to evaluate on (default {CLIPS})")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--evaluate-only", action="store_true", help="measure OUT_DIR again, train nothing")
     parser.add_argument("--smoke", action="store_true", help="two steps on two clips, no targets")
@@ -71,9 +69,7 @@ def _train(args, work: Path) -> None:
     demo_checkpoint.save(network, ids, args.out)
     training = {name: getattr(args, name) for name in ("steps", "batch", "seed", "threads")}
     training |= {"peak_rate": settings.peak_rate, "minutes": read_log(work)[-1]["seconds"] / 60}
-    write_json(
-        work / "training.json", training | {"parameters": sum(p.numel() for p in network.parameters())}
-    )
+    write_json(work / "training.json", training | {"parameters": sum(p.numel() for p in network.parameters())})
 
 
 def _evaluate(args, work: Path) -> None:
@@ -84,9 +80,7 @@ def _evaluate(args, work: Path) -> None:
     from bench.demo_evaluation import evaluate, witness
 
     require(args.out / "model.safetensors", "bench/train_demo_model.py without --evaluate-only")
-    training = read_json(
-        require(work / "training.json", "the training itself (it leaves OUT_DIR.training/ behind)")
-    )
+    training = read_json(require(work / "training.json", "the training itself (it leaves OUT_DIR.training/ behind)"))
     result = {
         "clips": args.clips,
         "accuracy": evaluate(args.out, args.clips),

@@ -61,9 +61,7 @@ def load_tokenizer(directory: Path):
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(f"{directory}: the tokenizer does not load: {error}") from None
     if not tokenizer.chat_template:
-        raise InputError(
-            f"{directory}: the tokenizer has no chat template; copy the released tokenizer_config.json"
-        )
+        raise InputError(f"{directory}: the tokenizer has no chat template; copy the released tokenizer_config.json")
     return tokenizer
 
 
@@ -168,9 +166,7 @@ class LanguageModel:
             ids = torch.from_numpy(prompt.input_ids).to(self.device)
             pads = ids == self.config.video_token_id
             if int(pads.sum()) != len(features):
-                raise InputError(
-                    f"the prompt holds {int(pads.sum())} video pads, there are {len(features)} features"
-                )
+                raise InputError(f"the prompt holds {int(pads.sum())} video pads, there are {len(features)} features")
             embeddings = self.model.get_input_embeddings()(ids)
             embeddings[pads] = torch.from_numpy(np.array(features)).to(embeddings)
             return self._decode(prompt, embeddings[None], max_new_tokens)

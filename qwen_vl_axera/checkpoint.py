@@ -112,9 +112,7 @@ class Checkpoint:
         if name not in self.tensors:
             close = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.4)
             stored = ", ".join(self.tensors[match].stored_name for match in close)
-            raise InputError(
-                f"{self.directory}: no tensor {name} in the checkpoint; closest names: {stored or 'none'}"
-            )
+            raise InputError(f"{self.directory}: no tensor {name} in the checkpoint; closest names: {stored or 'none'}")
         return self.tensors[name]
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -201,9 +199,7 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / shard for shard in shards]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        pickled = sorted(
-            path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern)
-        )
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
         hint = f" ({pickled[0]} is a pickle, which is not read: save as safetensors)" if pickled else ""
         raise InputError(f"{directory}: no *.safetensors files{hint}")
     return files

@@ -49,9 +49,7 @@ def add_video(arguments: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a video file, a directory of frames, or pictures",
     )
-    arguments.add_argument(
-        "--num-frames", type=int, metavar="N", help="of a file, evenly spaced (default: 8)"
-    )
+    arguments.add_argument("--num-frames", type=int, metavar="N", help="of a file, evenly spaced (default: 8)")
     arguments.add_argument(
         "--fps",
         type=float,
@@ -70,9 +68,7 @@ def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
     )
     arguments.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="default: 128")
     arguments.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the language model")
-    arguments.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)"
-    )
+    arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)")
 
 
 def positive(text: str) -> int:

@@ -110,9 +110,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object")
     if raw.get("model_type") != MODEL_TYPE:
-        raise InputError(
-            f"{path}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} (Qwen2.5-VL)"
-        )
+        raise InputError(f"{path}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} (Qwen2.5-VL)")
     if not isinstance(raw.get("vision_config"), dict):
         raise InputError(f"{path} has no vision_config: is this a text-only checkpoint?")
     return ModelConfig(
@@ -179,9 +177,7 @@ def _quantization(raw: dict[str, Any]) -> str | None:
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else None
 
 
-def _get(
-    path: Path, raw: dict[str, Any], name: str, kind: type, default: Any = None, prefix: str = ""
-) -> Any:
+def _get(path: Path, raw: dict[str, Any], name: str, kind: type, default: Any = None, prefix: str = "") -> Any:
     value = raw.get(name, default)
     if value is None:
         raise InputError(f"{path}: {prefix}{name} is missing")

@@ -84,9 +84,7 @@ def export_vision(
             "versions": versions(),
         }
         for uint8 in (False, True):
-            with progress.stage(
-                f"trace {size[0]}x{size[1]}{' uint8' if uint8 else ''}", unit="node"
-            ) as stage:
+            with progress.stage(f"trace {size[0]}x{size[1]}{' uint8' if uint8 else ''}", unit="node") as stage:
                 tower = graph.meta_tower(config, layout, input, window_mode, uint8, MEAN, STD)
                 data = data or graph.DataFile(
                     f"{graph_stem(checkpoint.name, 'video')}.onnx.data", graph.shapes_of(tower, order)

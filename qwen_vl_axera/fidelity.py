@@ -67,9 +67,7 @@ def within(figures: dict[str, float], thresholds: dict[str, float]) -> bool:
     )
 
 
-def graph_report(
-    file: str, steps: Sequence[dict[str, float]], thresholds: dict[str, float]
-) -> dict[str, Any]:
+def graph_report(file: str, steps: Sequence[dict[str, float]], thresholds: dict[str, float]) -> dict[str, Any]:
     """One graph's entry in `fidelity.json`."""
     passed = bool(steps) and all(within(figures, thresholds) for figures in steps)
     return {"file": file, "passed": passed, "thresholds": thresholds, "steps": list(steps)}
@@ -101,8 +99,7 @@ def table(report: dict[str, Any]) -> str:
         for row in rows
     ]
     limits = ", ".join(
-        f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}"
-        for name, limit in report["thresholds"].items()
+        f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}" for name, limit in report["thresholds"].items()
     )
     return "\n".join([*lines, f"thresholds: {limits}"])
 

@@ -133,9 +133,7 @@ def rotary_angles(config: VisionConfig, grid: tuple[int, int]) -> np.ndarray:
     blocks = grid[0] // merge, merge, grid[1] // merge, merge
     rows = np.broadcast_to(np.arange(grid[0])[:, None], grid)
     columns = np.broadcast_to(np.arange(grid[1])[None, :], grid)
-    positions = np.stack(
-        [axis.reshape(blocks).transpose(0, 2, 1, 3).reshape(-1) for axis in (rows, columns)], 1
-    )
+    positions = np.stack([axis.reshape(blocks).transpose(0, 2, 1, 3).reshape(-1) for axis in (rows, columns)], 1)
     dim = config.head_dim // 2
     frequencies = (1.0 / ROPE_THETA ** (np.arange(0, dim, 2, dtype=np.float32) / dim)).astype(np.float32)
     angles = positions[:, :, None].astype(np.float32) * frequencies  # (S, 2, head_dim/4)

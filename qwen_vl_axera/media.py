@@ -1,251 +1,253 @@
-"""A video file, a directory of frames, or pictures -> the frames that the model is to see.
+"""Video file | directory of frames | pictures -> frames.
 
-Which frames is decided here once and handed on: transformers samples by `arange`, qwen-vl-utils by
-`linspace`, and the two give different frames. Files follow qwen-vl-utils 0.0.14 (`smart_nframes` and the
-rounded `linspace` of its decord reader); directories and pictures are taken whole, in name order.
+A video file is sampled as qwen-vl-utils does it and decoded frame by frame while it is read; directories and
+pictures are taken whole, in name order. Nothing is held that is not needed yet.
 """
 
-import os
+import math
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from preprocess import FACTOR, MAX_PIXELS, MIN_PIXELS, smart_resize, to_rgb
+from preprocess import (
+    MAX_PIXELS,
+    MIN_PIXELS,
+    TEMPORAL_PATCH_SIZE,
+    check_aspect_ratio,
+    check_size,
+    frame_shape,
+    smart_resize,
+)
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.video import DEFAULT_NUM_FRAMES, VideoFile, sample_frames
 
-DEFAULT_FRAMES = 8
-DEFAULT_FPS = 1.0  # of frames that come as pictures
-DECODE_BATCH = 8  # frames decoded at a time
-PICTURES = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())
+DEFAULT_FPS = 1.0  # of directories and pictures
+PICTURES = {".bmp", ".jpeg", ".jpg", ".jpe", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
-Size = tuple[int, int]  # height, width in pixels
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """The sampled frames of a video: decoded anew, one at a time, whenever they are iterated over."""
+
+    video: VideoFile
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        done = 0
+        for array in self.video.read(self.indices):
+            done += 1
+            yield Image.fromarray(array)
+        if done < len(self.indices):
+            raise InputError(
+                f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
+                "encode it again, or cut it before that frame"
+            )
+
+
+@dataclass(frozen=True)
+class PictureFrames:
+    """Pictures, opened one at a time whenever they are iterated over."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (read_picture(path) for path in self.paths)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames to be seen, decoded only when they are iterated over.
+    """Frames and where they come from.
 
     Attributes:
+        frames: pictures, readable several times; RGB when they come from a video, any mode otherwise.
         kind: "video", "frames" (a directory) or "images".
-        source: the files or the directory, as given.
-        indices: the frames taken, from 0, in order.
+        source: the paths as they were given.
+        indices: number of each frame in the video, or in the name order, from 0.
         sample_fps: frames per second after sampling.
-        size: height and width of the first frame as it is stored.
-        times: seconds of each frame from the clip's beginning.
+        shape: height and width of the first frame, EXIF rotation applied.
+        notes: what was decided on the way and the user should know; already printed.
     """
 
+    frames: VideoFrames | PictureFrames
     kind: str
-    source: list[Path]
-    indices: list[int]
+    source: tuple[Path, ...]
+    indices: tuple[int, ...]
     sample_fps: float
-    size: Size
-    times: list[float]
-    _files: list[Path] = field(default_factory=list, repr=False)
+    shape: tuple[int, int]
+    notes: tuple[str, ...] = field(default=())
 
     @property
-    def frames(self) -> Iterator[Image.Image]:
-        """RGB pictures, in order; a new iterator each time.
-
-        Raises:
-            InputError: a frame does not decode.
-        """
-        if self.kind == "video":
-            yield from decode(self.source[0], self.indices)
-            return
-        for path in self._files:
-            yield read_picture(path)
-
-    def take(self, numbers: Sequence[int]) -> "Clip":
-        """The same clip with only some of its frames, counted within `indices`."""
-        return Clip(
-            self.kind,
-            self.source,
-            [self.indices[number] for number in numbers],
-            self.sample_fps,
-            self.size,
-            [self.times[number] for number in numbers],
-            [self._files[number] for number in numbers] if self._files else [],
-        )
+    def second_per_grid_ts(self) -> float:
+        """Seconds of one temporal step."""
+        return TEMPORAL_PATCH_SIZE / self.sample_fps
 
 
-def load_clip(paths: Sequence[Path], num_frames: int | None = None, fps: float | None = None) -> Clip:
-    """Decides which frames are taken; decodes only the first.
+def load_clip(paths: Sequence[Path] | Path | str, *, num_frames: int | None = None, fps: float | None = None) -> Clip:
+    """Opens a clip.
 
     Args:
-        paths: one video file, one directory of frames, or several pictures.
-        num_frames: of a video file: evenly spaced, odd numbers rounded down to even as qwen-vl-utils does
-            for its own counts (default 8).
-        fps: of a video file: sample at this rate; of pictures: the rate they were taken at (default 1).
+        paths: one video file, one directory of frames, or any number of pictures.
+        num_frames: of a video file: how many, evenly spaced (default: 8, or all but the odd one of a shorter
+            clip). qwen-vl-utils rounds it to an even number.
+        fps: of a video file: sample at this rate instead; of frames and pictures: their rate (default: 1).
 
     Raises:
-        InputError: nothing there, nothing that decodes, or arguments that do not go together.
+        InputError: there is nothing to read, it does not decode, or the numbers make no sense.
     """
-    paths = [Path(path) for path in paths]
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    _check_sampling(num_frames, fps)
+    if not paths:
+        raise InputError("no input: expected a video file, a directory of frames, or pictures")
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+    if len(paths) == 1 and not paths[0].is_dir() and not is_picture(paths[0]):
+        clip = _load_video(paths[0], num_frames, fps)
+    else:
+        clip = _load_pictures(paths, num_frames, fps)
+    try:
+        check_aspect_ratio(*clip.shape)
+    except ValueError as error:
+        raise InputError(f"{paths[0]}: {error}") from None
+    for note in clip.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return clip
+
+
+def frame_size(
+    clip: Clip,
+    size: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> tuple[int, int]:
+    """The size at which the model sees a clip.
+
+    Args:
+        clip: its first frame decides.
+        size: height and width to use as they are.
+        max_pixels, min_pixels: bounds of the area for Qwen's own rule (default: 308·308 and 56·56).
+
+    Raises:
+        InputError: a side is no multiple of 28 (the message names the nearest), or the bounds make no sense.
+    """
+    try:
+        if size is not None:
+            return check_size(*size)
+        most = MAX_PIXELS if max_pixels is None else max_pixels
+        least = min(MIN_PIXELS, most) if min_pixels is None else min_pixels
+        return smart_resize(*clip.shape, min_pixels=least, max_pixels=most)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _check_sampling(num_frames: int | None, fps: float | None) -> None:
     if num_frames is not None and fps is not None:
-        raise InputError("--num-frames and --fps exclude each other: give one of them")
+        raise InputError("--num-frames and --fps: give one of them")
     if num_frames is not None and num_frames < 1:
         raise InputError(f"--num-frames {num_frames}: expected at least 1")
-    if fps is not None and not fps > 0:
-        raise InputError(f"--fps {fps:g}: expected a rate above 0")
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file or directory")
-    if not paths:
-        raise InputError("expected a video file, a directory of frames, or pictures; got nothing")
-    if len(paths) == 1 and paths[0].is_dir():
-        return _pictures("frames", paths, frame_files(paths[0]), fps)
-    if all(path.suffix.lower() in PICTURES for path in paths):
-        return _pictures("images", paths, paths, fps)
-    if len(paths) > 1:
-        other = next(path for path in paths if path.suffix.lower() not in PICTURES)
-        raise InputError(f"{other}: several paths must all be pictures; give one video at a time")
-    return _video(paths[0], num_frames, fps)
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"--fps {fps}: expected a number above 0")
 
 
-def frame_files(directory: Path) -> list[Path]:
-    """The pictures of a directory in name order, as the board's runtime reads them: zero-pad the numbers.
+def _load_video(path: Path, num_frames: int | None, fps: float | None) -> Clip:
+    video = VideoFile(path)
+    notes = []
+    if dropped := video.drop_undecodable():
+        notes.append(f"{path}: holds {video.count + dropped} frames, of which the first {video.count} decode")
+    indices, sample_fps = sample_frames(video.count, video.fps, num_frames, fps)
+    wanted = num_frames if num_frames or fps else DEFAULT_NUM_FRAMES
+    if wanted and len(indices) != wanted:
+        notes.append(f"{path}: {len(indices)} of {video.count} frames are taken (even counts only)")
+    frames = VideoFrames(video, indices)
+    return Clip(frames, "video", (path,), indices, sample_fps, video.shape, tuple(notes))
+
+
+def _load_pictures(paths: list[Path], num_frames: int | None, fps: float | None) -> Clip:
+    whole_directory = len(paths) == 1 and paths[0].is_dir()
+    files = list_pictures(paths[0]) if whole_directory else sorted(paths, key=lambda path: (path.name, path))
+    others = [path for path in files if path.is_dir() or not is_picture(path)]
+    if others:
+        raise InputError(f"{others[0]}: expected one video, one directory, or only pictures, not a mixture")
+    shapes = [picture_shape(path) for path in files]
+    notes = []
+    if num_frames is not None:
+        notes.append(f"--num-frames is for video files: all {len(files)} pictures are taken")
+    if len(set(shapes)) > 1:
+        other = next(index for index, shape in enumerate(shapes) if shape != shapes[0])
+        notes.append(
+            f"pictures of {len(set(shapes))} sizes ({files[0].name} {shapes[0][0]}x{shapes[0][1]}, {files[other].name} "
+            f"{shapes[other][0]}x{shapes[other][1]}): all are resized to the size that fits the first"
+        )
+    kind = "frames" if whole_directory else "images"
+    rate = DEFAULT_FPS if fps is None else float(fps)
+    indices = tuple(range(len(files)))
+    return Clip(PictureFrames(tuple(files)), kind, tuple(paths), indices, rate, shapes[0], tuple(notes))
+
+
+def list_pictures(directory: Path) -> list[Path]:
+    """The pictures in a directory, in name order (as text: write 02, not 2, before 10).
 
     Raises:
         InputError: there are none.
     """
     files = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+    files = [path for path in files if not path.name.startswith(".")]
     if not files:
-        raise InputError(f"{directory}: no pictures in it (expected {', '.join(sorted(PICTURES))})")
+        raise InputError(
+            f"{directory}: no pictures in it ({', '.join(sorted(PICTURES))}); a video is given by its file"
+        )
     return files
 
 
-def frame_size(clip: Clip, size: Size | None = None, max_pixels: int | None = None) -> Size:
-    """The size at which the model sees a clip.
+def is_picture(path: Path) -> bool:
+    """Whether a file is to be read as a picture: by its suffix, or by its content when that is unknown."""
+    suffix = path.suffix.lower()
+    if suffix in PICTURES | VIDEOS or not path.is_file():
+        return suffix in PICTURES
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
-    Args:
-        clip: its first frame's size decides.
-        size: height and width to use instead, multiples of 28.
-        max_pixels: largest area (default 308·308).
+
+def picture_shape(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as it is seen, from its header.
 
     Raises:
-        InputError: the sides are no multiples of 28, the area is too small, or the ratio too extreme.
+        InputError: it is no picture that Pillow reads.
     """
-    if size is not None:
-        for side in size:
-            if side < FACTOR or side % FACTOR:
-                nearest = max(FACTOR, round(side / FACTOR) * FACTOR)
-                raise InputError(
-                    f"--size {size[0]} {size[1]}: sides must be multiples of {FACTOR}; nearest to {side}: {nearest}"
-                )
-        return size
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    if limit < FACTOR * FACTOR:
-        raise InputError(f"--max-pixels {limit}: one token alone needs {FACTOR * FACTOR}")
-    try:
-        return smart_resize(*clip.size, min_pixels=min(MIN_PIXELS, limit), max_pixels=limit)
-    except ValueError as error:
-        raise InputError(f"{clip.source[0]}: {error}") from None
+    with _picture_errors(path), Image.open(path) as image:
+        return frame_shape(image)
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A decoded picture, upright and RGB.
+    """A decoded picture, in the mode and orientation in which it is stored.
 
     Raises:
-        InputError: the file is no picture or is damaged.
+        InputError: it does not decode.
     """
+    with _picture_errors(path):
+        image = Image.open(path)
+        image.load()
+        return image
+
+
+@contextmanager
+def _picture_errors(path: Path) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable picture ({error})") from None
-
-
-def open_video(path: Path) -> Any:
-    """A decord reader.
-
-    Raises:
-        InputError: the file is no video that decodes.
-    """
-    import decord
-
-    decord.logging.set_level(decord.logging.FATAL)  # ffmpeg's own complaints; the error below says it once
-    if not path.is_file() or not path.stat().st_size:
-        raise InputError(f"{path}: not a video file (it is empty)")
-    try:
-        reader = decord.VideoReader(os.fspath(path.absolute()), num_threads=0)
-        frames = len(reader)
-    except Exception as error:  # decord raises its own errors, RuntimeError and IndexError
-        raise InputError(f"{path}: does not decode as a video ({_reason(error)})") from None
-    if not frames:
-        raise InputError(f"{path}: a video without frames")
-    return reader
-
-
-def decode(path: Path, indices: Sequence[int]) -> Iterator[Image.Image]:
-    """Frames of a video file, RGB, a few at a time.
-
-    Raises:
-        InputError: one of them does not decode.
-    """
-    reader = open_video(path)
-    for start in range(0, len(indices), DECODE_BATCH):
-        batch = list(indices[start : start + DECODE_BATCH])
-        try:
-            frames = reader.get_batch(batch).asnumpy()
-        except Exception as error:
-            raise InputError(
-                f"{path}: frames {batch[0]} to {batch[-1]} do not decode ({_reason(error)}); "
-                "is the file complete? ffmpeg -i IN -c:v libx264 OUT.mp4 repairs many"
-            ) from None
-        yield from map(Image.fromarray, frames)
-
-
-def sample_indices(total: int, count: int) -> list[int]:
-    """`count` of `total` frames, evenly spaced, both ends included, as qwen-vl-utils takes them."""
-    import torch
-
-    # The very call of qwen-vl-utils: numpy's linspace rounds some half-way values the other way.
-    return torch.linspace(0, total - 1, count).round().long().tolist()
-
-
-def frame_count(total: int, video_fps: float, num_frames: int | None, fps: float | None) -> int:
-    """How many frames of a file are taken; even, and at most as many as there are."""
-    if fps is None:
-        count = min(num_frames or DEFAULT_FRAMES, total)
-        return max(2, count // 2 * 2) if total > 1 else 1
-    from qwen_vl_utils.vision_process import smart_nframes
-
-    try:
-        return smart_nframes({"fps": fps}, total_frames=total, video_fps=video_fps)
-    except ValueError as error:
-        raise InputError(f"--fps {fps:g}: {error}") from None
-
-
-def _video(path: Path, num_frames: int | None, fps: float | None) -> Clip:
-    reader = open_video(path)
-    total, rate = len(reader), float(reader.get_avg_fps())
-    if not (np.isfinite(rate) and rate > 0):
-        raise InputError(
-            f"{path}: its frame rate is unknown ({rate}): give the frames as a directory with --fps"
-        )
-    count = frame_count(total, rate, num_frames, fps)
-    indices = sample_indices(total, count)
-    try:
-        height, width = reader[indices[0]].shape[:2]
-    except Exception as error:
-        raise InputError(f"{path}: does not decode as a video ({_reason(error)})") from None
-    return Clip("video", [path], indices, count / total * rate, (height, width), [n / rate for n in indices])
-
-
-def _pictures(kind: str, source: list[Path], files: list[Path], fps: float | None) -> Clip:
-    rate = fps or DEFAULT_FPS
-    width, height = read_picture(files[0]).size
-    times = [number / rate for number in range(len(files))]
-    return Clip(kind, source, list(range(len(files))), rate, (height, width), times, files)
-
-
-def _reason(error: Exception) -> str:
-    lines = []
-    with suppress(Exception):
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][-120:] if lines else type(error).__name__
+        yield
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no picture in a known format" if "cannot identify" in str(error) else str(error)
+        raise InputError(f"{path}: does not decode as a picture ({reason}); replace or remove it") from None

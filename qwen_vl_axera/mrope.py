@@ -52,20 +52,16 @@ def mrope_position_ids(
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1 or not len(ids):
-        raise InputError(
-            f"input_ids has the shape {np.shape(input_ids)}, expected one prompt: (L,) or (1, L)"
-        )
+        raise InputError(f"input_ids has the shape {np.shape(input_ids)}, expected one prompt: (L,) or (1, L)")
 
     images, videos = _grids(image_grid_thw, "image"), _grids(video_grid_thw, "video")
     seconds = [1.0] * len(videos) if second_per_grid_ts is None else list(second_per_grid_ts)
     if len(seconds) != len(videos):
-        raise InputError(
-            f"second_per_grid_ts has {len(seconds)} values, expected one per clip: {len(videos)}"
-        )
+        raise InputError(f"second_per_grid_ts has {len(seconds)} values, expected one per clip: {len(videos)}")
     # Steps along time: a picture has one, at time 0.
     waiting = {
         image_token_id: [(grid, 0.0) for grid in images],
-        video_token_id: [(grid, float(second)) for grid, second in zip(videos, seconds)],
+        video_token_id: [(grid, float(second)) for grid, second in zip(videos, seconds, strict=True)],
     }
 
     parts: list[np.ndarray] = []
@@ -76,9 +72,7 @@ def mrope_position_ids(
             part = np.full((3, 1), position)
         else:
             if at == 0 or ids[at - 1] != vision_start_token_id:
-                raise InputError(
-                    f"token {at} is a pad that neither follows a vision start nor fits the grids before"
-                )
+                raise InputError(f"token {at} is a pad that neither follows a vision start nor fits the grids before")
             if not waiting[token]:
                 raise InputError(f"token {at} starts a picture or clip for which no grid was given")
             grid, second = waiting[token].pop(0)
@@ -86,9 +80,7 @@ def mrope_position_ids(
             pads = ids[at : at + part.shape[1]]
             if len(pads) < part.shape[1] or (pads != token).any():
                 found = int(np.argmax(np.append(pads != token, True)))
-                raise InputError(
-                    f"token {at}: grid {grid} needs {part.shape[1]} pads, the prompt has {found}"
-                )
+                raise InputError(f"token {at}: grid {grid} needs {part.shape[1]} pads, the prompt has {found}")
         parts.append(part)
         at += part.shape[1]
         position = int(part.max()) + 1
@@ -103,9 +95,7 @@ def _grids(grids, name: str) -> list[tuple[int, int, int]]:
         return []
     array = np.asarray(grids)
     if array.ndim != 2 or array.shape[1] != 3 or (array < 1).any():
-        raise InputError(
-            f"{name}_grid_thw has the shape {array.shape}, expected rows of three positive numbers"
-        )
+        raise InputError(f"{name}_grid_thw has the shape {array.shape}, expected rows of three positive numbers")
     return [tuple(int(side) for side in row) for row in array]
 
 

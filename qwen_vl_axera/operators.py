@@ -16,18 +16,20 @@ OPSETS = (16, 17, 18)
 
 # Only what a vision tower can need. Everything else is refused.
 SUPPORTED = frozenset(
-    "Add Cast Concat Conv Div Erf Expand Gather GatherElements Gelu Gemm LayerNormalization MatMul Mul Pad Pow "
-    "ReduceMax ReduceMean ReduceSum Reshape Sigmoid Slice Softmax Split Sqrt Sub Tile Transpose Where".split()
+    """
+    Add Cast Concat Conv Div Erf Expand Gather GatherElements Gelu Gemm LayerNormalization MatMul Mul Pad Pow
+    ReduceMax ReduceMean ReduceSum Reshape Sigmoid Slice Softmax Split Sqrt Sub Tile Transpose Where
+    """.split()
 )
 BROKEN = frozenset(
-    "Squeeze RotaryEmbedding Swish ConvTranspose Xor LpNormalization InverseSigmoid".split()
+    ["Squeeze", "RotaryEmbedding", "Swish", "ConvTranspose", "Xor", "LpNormalization", "InverseSigmoid"]
 )  # listed by the manual, reported to fail on an AX650N with Pulsar2 6.0-lite
 CAST_TARGETS = {
     TensorProto.FLOAT,
     *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32),
     *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32),
 }
-MOVING = frozenset("Transpose Slice Split Concat Gather".split())
+MOVING = frozenset(["Transpose", "Slice", "Split", "Concat", "Gather"])
 
 
 def lint(model: onnx.ModelProto) -> list[str]:
@@ -71,9 +73,7 @@ def _problems(model: onnx.ModelProto) -> Iterator[str]:
         if not name or count > 1:
             yield f"{count} nodes are named {name!r}: names select layers and must be unique"
     names = {node.name for node in graph.node} | set(shapes)
-    yield from (
-        f"{name}: '/' in a name breaks the board's PCIe runner" for name in sorted(names) if "/" in name
-    )
+    yield from (f"{name}: '/' in a name breaks the board's PCIe runner" for name in sorted(names) if "/" in name)
     for tensor in graph.initializer:
         inline = tensor.data_location != TensorProto.EXTERNAL and tensor.data_type == TensorProto.FLOAT
         if inline and not np.isfinite(numpy_helper.to_array(tensor)).all():

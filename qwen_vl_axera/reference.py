@@ -94,8 +94,7 @@ class ReferenceTower:
             for step in patches:
                 seen: list[dict[str, Any]] = []
                 hooks = [
-                    block.register_forward_pre_hook(_record(seen), with_kwargs=True)
-                    for block in self.tower.blocks
+                    block.register_forward_pre_hook(_record(seen), with_kwargs=True) for block in self.tower.blocks
                 ]
                 outputs.append(self.run(step[None], grid))
                 for hook in hooks:
@@ -151,9 +150,7 @@ def load_tower(checkpoint: Checkpoint) -> nn.Module:
     # Its rotary frequencies are no weights but are made by the constructor: take them from a tower with a
     # real, if small, body.
     small = fields | {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}
-    tower.rotary_pos_emb = Qwen2_5_VisionTransformerPretrainedModel(
-        Qwen2_5_VLVisionConfig(**small)
-    ).rotary_pos_emb
+    tower.rotary_pos_emb = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**small)).rotary_pos_emb
 
     shapes = vision_tensors(checkpoint.config.vision)
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -204,6 +201,4 @@ def _record(seen: list[dict[str, Any]]):
 def _require_equal(first: StepLayout, other: StepLayout) -> None:
     for name, value in first.tensors().items():
         if not torch.equal(value, other.tensors()[name]):
-            raise CheckFailed(
-                f"{name} differs between temporal steps: one static graph could not serve them all"
-            )
+            raise CheckFailed(f"{name} differs between temporal steps: one static graph could not serve them all")

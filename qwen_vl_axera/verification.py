@@ -105,17 +105,13 @@ def check_text(
     """
     entries = []
     for text in prompts:
-        prompt = build_prompt(
-            model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts
-        )
+        prompt = build_prompt(model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts)
         answers = [model.generate(prompt, features, max_new_tokens) for features in (reference, actual)]
         entries.append(text_entry(model, text, *answers))
     return entries
 
 
-def text_entry(
-    model: LanguageModel, prompt: str, reference: list[Token], actual: list[Token]
-) -> dict[str, Any]:
+def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual: list[Token]) -> dict[str, Any]:
     """One question's answers; where they differ, the first token that does with both probabilities."""
     entry = {
         "prompt": prompt,

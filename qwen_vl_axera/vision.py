@@ -238,7 +238,5 @@ class VisionTower(nn.Module):
             x = x * self.pixel_scale + self.pixel_shift
         x = self.patch_embed(x)
         for number, block in enumerate(self.blocks):
-            x = block(
-                x, self.rotary, None if number in self.config.fullatt_block_indexes else self.window_mask
-            )
+            x = block(x, self.rotary, None if number in self.config.fullatt_block_indexes else self.window_mask)
         return self.merger(x, tokens).index_select(0, self.reading_order)

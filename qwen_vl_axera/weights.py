@@ -106,9 +106,7 @@ def attention(name: str, config: VisionConfig) -> dict[str, Recipe]:
 
     def proj_bias(read: Read) -> np.ndarray:
         value_bias = part(read, "bias", 2).astype(np.float64)
-        return (
-            read(f"{name}.proj.bias", (hidden,)) + read(f"{name}.proj.weight", (hidden, hidden)) @ value_bias
-        )
+        return read(f"{name}.proj.bias", (hidden,)) + read(f"{name}.proj.weight", (hidden, hidden)) @ value_bias
 
     return {
         f"{name}.qkv.q.weight": lambda read: part(read, "weight", 0) * np.float32(scale),

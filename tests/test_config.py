@@ -16,11 +16,7 @@ def load(tmp_path, config):
 
 def nested(config, keep_flat):
     text = {key: value for key, value in config.items() if key not in ("vision_config", "model_type")}
-    kept = (
-        config
-        if keep_flat
-        else {key: config[key] for key in ("model_type", "vision_config", "tie_word_embeddings")}
-    )
+    kept = config if keep_flat else {key: config[key] for key in ("model_type", "vision_config", "tie_word_embeddings")}
     return kept | {"text_config": text}
 
 

@@ -95,7 +95,7 @@ def test_names_follow_the_modules(tiny, tmp_path):
     ):
         assert nodes[name].output[0] == name
         assert name in nodes
-    assert [name for name in nodes["blocks.3.mlp.down_proj"].input[1:]] == [
+    assert list(nodes["blocks.3.mlp.down_proj"].input[1:]) == [
         "blocks.3.mlp.down_proj.weight",
         "blocks.3.mlp.down_proj.bias",
     ]
@@ -170,9 +170,7 @@ BAD = {
     ),
     "casts only": tiny_model(helper.make_node("Cast", ["x"], ["y"], name="bad", to=TensorProto.FLOAT16)),
     "axes must": tiny_model(helper.make_node("ReduceMean", ["x"], ["y"], name="bad")),
-    "exactly 1.0": tiny_model(
-        helper.make_node("Mul", ["x", "one"], ["y"], name="bad"), initializers=[("one", ONES)]
-    ),
+    "exactly 1.0": tiny_model(helper.make_node("Mul", ["x", "one"], ["y"], name="bad"), initializers=[("one", ONES)]),
     "should have been folded": tiny_model(
         helper.make_node("Sqrt", ["one"], ["y"], name="bad"), initializers=[("one", ONES)]
     ),

@@ -36,9 +36,7 @@ def test_windows_and_angles_are_transformers(tiny, tower, size):
 def test_groups_are_transformers_windows_sorted_by_size(tiny, size):
     layout = build_layout(tiny.config.vision, size)
     lengths = np.diff(layout.cu_window_seqlens)
-    assert sorted(lengths, reverse=True) == [
-        group.size for group in layout.groups for _ in range(group.count)
-    ]
+    assert sorted(lengths, reverse=True) == [group.size for group in layout.groups for _ in range(group.count)]
 
     theirs = {frozenset(part) for part in np.split(layout.window_index, layout.cu_window_seqlens[1:-1] // 4)}
     bounds = np.cumsum([group.size // 4 for group in layout.groups for _ in range(group.count)])

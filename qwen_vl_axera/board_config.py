@@ -1,0 +1,155 @@
+"""The board runtime's own two configuration files, one pair per vision model.
+
+They stand in a directory of their own beside the hub's files, whose `config.json` would otherwise have the same
+name. Keys and accepted values are those of `axllm`; docs/board.md says which of them were never run on a board.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_vl_axera.board_tokenizer import MERGES_FILE
+from qwen_vl_axera.capture import CAPTURE, Capture, read_capture
+from qwen_vl_axera.config import ModelConfig
+from qwen_vl_axera.embedding import FILES
+from qwen_vl_axera.errors import InputError
+
+POST_MODEL = "qwen2_5_vl_post.axmodel"
+IMAGE_SIZE = (448, 448)  # of `export.py CKPT image` when no size is given
+DEFAULT_FPS = 1
+
+# All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
+POST_CONFIG = {
+    "enable_temperature": False,
+    "temperature": 1.0,
+    "enable_repetition_penalty": False,
+    "repetition_penalty": 1.0,
+    "penalty_window": 20,
+    "enable_top_p_sampling": False,
+    "top_p": 1.0,
+    "enable_top_k_sampling": False,
+    "top_k": 1,
+}
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """A compiled vision model: its file's name without the ending, what for, and its size in pixels."""
+
+    stem: str
+    mode: str
+    size: tuple[int, int]
+
+    @property
+    def file(self) -> str:
+        return f"{self.stem}.axmodel"
+
+    @property
+    def directory(self) -> str:
+        """Where its configuration stands: video308x308, image448x448."""
+        return f"{self.mode}{self.size[0]}x{self.size[1]}"
+
+
+def layer_file(prefill_len: int, layer: int | str) -> str:
+    """The name that `pulsar2 llm_build` gives a layer."""
+    return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"
+
+
+def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, fps: int) -> dict:
+    """`config.json` of the runtime. Paths that begin with `../` are taken from the file's own directory.
+
+    Args:
+        name: of the model.
+        config: the checkpoint's.
+        vision: the vision model that this directory is for.
+        prefill_len: part of the layers' names.
+        fps: the rate that video frames will be taken at, in whole frames per second.
+    """
+    return {
+        "model_name": name,
+        "tokenizer_type": "Qwen3VL",  # selects the chat template; the runtime's "Qwen2_5VL" fails
+        "vlm_type": "Qwen2_5VL",
+        "url_tokenizer_model": f"../{MERGES_FILE}",
+        "template_filename_axmodel": "../" + layer_file(prefill_len, "%d"),
+        "axmodel_num": config.text.num_hidden_layers,
+        "filename_post_axmodel": f"../{POST_MODEL}",
+        "filename_tokens_embed": f"../{FILES['bfloat16']}",
+        "tokens_embed_num": config.text.vocab_size,
+        "tokens_embed_size": config.text.hidden_size,
+        "filename_image_encoder_axmodel": f"../{vision.file}",
+        "vision_height": vision.size[0],
+        "vision_width": vision.size[1],
+        "vision_patch_size": config.vision.patch_size,
+        "vision_temporal_patch_size": config.vision.temporal_patch_size,
+        "vision_spatial_merge_size": config.vision.spatial_merge_size,
+        "vision_fps": fps,
+        "vision_tokens_per_second": config.vision.tokens_per_second,
+        "system_prompt": "You are a helpful assistant.",  # what the hub's template adds
+        "post_config_path": "post_config.json",
+        "use_mmap_load_embed": True,
+        "use_mmap_load_layer": True,
+        "devices": [0],
+        "sliding_window": 0,
+    }
+
+
+def find_capture(workdir: Path) -> Capture | None:
+    """The capture in a work directory, or None when there is none."""
+    return read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
+
+
+def board_fps(capture: Capture | None) -> tuple[int, str | None]:
+    """`vision_fps` for a capture, and a warning where the runtime's whole number says something else.
+
+    Raises:
+        InputError: the capture's rate is no positive number.
+    """
+    if capture is None:
+        return DEFAULT_FPS, f"no {CAPTURE} in the work directory: vision_fps is set to {DEFAULT_FPS}"
+    rate = capture.sample_fps
+    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise InputError(
+            f"{CAPTURE}: sample_fps is {rate!r}, expected a positive number; run run_video_by_sec.py again"
+        )
+    fps = max(1, round(rate))
+    if abs(fps - rate) < 1e-3 * rate:
+        return fps, None
+    return fps, f"frames were sampled at {rate:.3g} fps; the runtime takes whole numbers, so vision_fps is {fps}"
+
+
+def find_vision_models(name: str, directories: list[Path], workdir: Path) -> list[VisionModel]:
+    """The vision models that are compiled or about to be, from file names in some directories.
+
+    NAME_vision[_image][_HxW] with .axmodel, or .onnx before it is compiled. Without a size in the name it is the
+    graph's, or else the captured one.
+
+    Raises:
+        InputError: a graph or capture.json is unreadable.
+    """
+    pattern = re.compile(re.escape(name) + r"_vision(_image)?(?:_(\d+)x(\d+))?\.(axmodel|onnx)")
+    found: dict[str, re.Match] = {}
+    for directory in directories:
+        entries = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        for match in filter(None, map(pattern.fullmatch, entries)):
+            found.setdefault(match.string.rpartition(".")[0], match)
+    models: dict[str, VisionModel] = {}
+    # Two names for one size (an export of one size, then of several): the compiled one, else the plain one.
+    for stem, match in sorted(found.items(), key=lambda item: (item[1][4] != "axmodel", item[0])):
+        mode = "image" if match[1] else "video"
+        size = (int(match[2]), int(match[3])) if match[2] else _unnamed_size(workdir, stem, mode)
+        model = VisionModel(stem, mode, size)
+        models.setdefault(model.directory, model)
+    return sorted(models.values(), key=lambda model: model.stem)
+
+
+def _unnamed_size(workdir: Path, stem: str, mode: str) -> tuple[int, int]:
+    graph_file = Path(workdir) / f"{stem}.onnx"
+    if graph_file.is_file():
+        from qwen_vl_axera.graph import load_graph, read_metadata
+
+        size = read_metadata(load_graph(graph_file)).get("size")
+        if isinstance(size, list) and len(size) == 2:
+            return int(size[0]), int(size[1])
+    if mode == "image":
+        return IMAGE_SIZE
+    return read_capture(workdir).size

@@ -1,0 +1,291 @@
+"""Step 6: the directory that goes to the board.
+
+OUT/                 the hub's JSON and tokenizer files, embeddings, axmodels, the runtime's tokenizer files,
+                     preprocess.py, package_model.py (its --check), manifest.json
+OUT/video308x308/    the runtime's own config.json and post_config.json, one directory per vision model:
+                     what `axllm run` is pointed at
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwen_vl_axera import board_config, progress
+from qwen_vl_axera.board_config import POST_MODEL, VisionModel, layer_file
+from qwen_vl_axera.board_tokenizer import write_board_tokenizers
+from qwen_vl_axera.checkpoint import Checkpoint
+from qwen_vl_axera.embedding import FILES, PIECE, converted, embedding_info, extract_embedding
+from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import atomic_write, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+HUB_FILES = ("*.json", "merges.txt", "*.jinja")
+PREFILL_LEN = 512  # of the documented llm_build command
+BUILD_OUTPUT = "build-output"
+SCRIPTS = ("preprocess.py", "package_model.py")  # both run on the board as they are
+LAYER = re.compile(r"qwen2_5_vl_p(\d+)_l(\d+)_together\.axmodel")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table: files that belong together.
+
+    Attributes:
+        name: what they are.
+        files: those that are there, as paths under OUT.
+        missing: those that are not.
+        remedy: the command that makes them.
+    """
+
+    name: str
+    files: list[str]
+    missing: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An assembled directory: its parts, its warnings, and `manifest.json`'s content."""
+
+    directory: Path
+    parts: list[Part]
+    warnings: list[str]
+    manifest: dict
+
+    @property
+    def missing(self) -> list[str]:
+        return self.manifest["missing"]
+
+
+def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len: int | None = None) -> Package:
+    """Copies and writes what the host can make, counts what the NPU compiler makes, and writes the manifest.
+
+    Args:
+        checkpoint: the model.
+        directory: OUT; made when missing. `pulsar2 llm_build` writes its layers there.
+        workdir: where the graphs, capture.json and build-output/ are.
+        prefill_len: which layers belong to the package; needed only where two builds lie side by side.
+
+    Returns:
+        The package. Missing parts are listed, not raised: before the compiler has run they are expected.
+
+    Raises:
+        InputError: a directory or a file of the checkpoint is unusable, or the layers are ambiguous.
+        CheckFailed: a part that is there is wrong: empty, of another size, or of another model.
+    """
+    directory, workdir = Path(directory), Path(workdir)
+    _check_directory(checkpoint, directory)
+    if not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: no such directory; expected the one that export.py wrote to")
+    if prefill_len is not None and prefill_len < 1:
+        raise InputError(f"--prefill-len {prefill_len}: expected a positive number")
+    directory.mkdir(parents=True, exist_ok=True)
+    build_output = workdir / BUILD_OUTPUT
+    models = board_config.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
+    prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
+
+    parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
+    if not (directory / FILES["bfloat16"]).is_file():
+        extract_embedding(checkpoint, directory)
+    parts.append(Part("embeddings", [FILES["bfloat16"]]))
+    parts += [_vision(model, directory, build_output) for model in models]
+    if not models:
+        parts.append(Part("vision", [], [f"{checkpoint.name}_vision.axmodel"], "export.py, then pulsar2 build"))
+    post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
+    parts += [layers, post, *_configurations(checkpoint, directory, workdir, models, prefill_len)]
+    for name in SCRIPTS:
+        copy_file(Path(__file__).resolve().parent.parent / name, directory / name)
+    parts.append(Part("scripts", list(SCRIPTS)))
+
+    warnings = _warnings(directory, workdir, models)
+    missing = sorted(name for part in parts for name in part.missing)
+    files = _hash_files(directory, leave_out={checkpoint.directory.resolve(), workdir.resolve()})
+    _check_embedding(checkpoint, directory, files)
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "checkpoint": checkpoint.name,
+        "complete": not missing,
+        "missing": missing,
+        "files": files,
+    }
+    write_json(directory / MANIFEST, manifest)
+    return Package(directory, parts, warnings, manifest)
+
+
+def _check_directory(checkpoint: Checkpoint, directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: expected a directory for the package, found a file")
+    if directory.resolve() == checkpoint.directory.resolve():
+        raise InputError(f"{directory}: this is the checkpoint itself; give the package a directory of its own")
+
+
+def _copy_hub_files(source: Path, directory: Path) -> list[str]:
+    paths = {path for pattern in HUB_FILES for path in source.glob(pattern)}
+    names = []
+    for path in sorted(paths):
+        if path.name == MANIFEST or path.name.startswith(".") or path.is_dir():
+            continue
+        copy_file(path, directory / path.name)
+        names.append(path.name)
+    return names
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file's content, atomically; links are followed (a hub cache consists of them).
+
+    Raises:
+        InputError: the source is missing or a link to nothing.
+    """
+    if not source.is_file():
+        raise InputError(f"{source}: no such file, or a link to one that is gone: download it again")
+    if target.exists() and source.samefile(target):
+        return
+    size = source.stat().st_size
+    with (
+        progress.stage(f"copy {source.name}", size) as stage,
+        open(source, "rb", buffering=0) as file,
+        atomic_write(target) as output,
+    ):
+        while data := file.read(PIECE):
+            output.write(data)
+            stage.advance(len(data))
+
+
+def _tokenizer(checkpoint: Checkpoint, directory: Path) -> Part:
+    source = checkpoint.directory / "tokenizer.json"
+    if not source.exists():
+        return Part("tokenizer", [], ["tokenizer.json"], "download it into the checkpoint's directory")
+    paths = write_board_tokenizers(source, directory, checkpoint.config.text.vocab_size)
+    return Part("tokenizer", [path.name for path in paths])
+
+
+def _layers(directory: Path, count: int, prefill_len: int | None) -> tuple[int, Part]:
+    """The prefill length that the layers' names carry, and the layers."""
+    builds: dict[int, set[int]] = {}
+    for match in filter(None, (LAYER.fullmatch(path.name) for path in directory.iterdir())):
+        builds.setdefault(int(match[1]), set()).add(int(match[2]))
+    if prefill_len is None and len(builds) > 1:
+        found = ", ".join(f"{length} ({len(numbers)} layers)" for length, numbers in sorted(builds.items()))
+        raise InputError(f"{directory}: layers of several builds, prefill {found}: choose with --prefill-len")
+    prefill_len = prefill_len or next(iter(builds), PREFILL_LEN)
+    highest = max(builds.get(prefill_len, {0}))
+    if highest >= count:
+        raise CheckFailed(
+            f"{directory / layer_file(prefill_len, highest)}: config.json has {count} layers (0 to {count - 1}): "
+            "the layers are another model's; build them again into an empty directory"
+        )
+    names = [layer_file(prefill_len, number) for number in range(count)]
+    return prefill_len, _present(directory, f"layers p{prefill_len}", names, "pulsar2 llm_build")
+
+
+def _present(directory: Path, name: str, files: list[str], remedy: str) -> Part:
+    there = [file for file in files if (directory / file).is_file()]
+    for file in there:
+        if not (directory / file).stat().st_size:
+            raise CheckFailed(f"{directory / file} is empty: run {remedy} again")
+    return Part(name, there, [file for file in files if file not in there], remedy)
+
+
+def _vision(model: VisionModel, directory: Path, build_output: Path) -> Part:
+    built = build_output / model.file
+    if built.is_file():
+        copy_file(built, directory / model.file)
+    return _present(directory, f"vision {model.directory}", [model.file], "pulsar2 build")
+
+
+def _configurations(
+    checkpoint: Checkpoint, directory: Path, workdir: Path, models: list[VisionModel], prefill_len: int
+) -> list[Part]:
+    fps, _ = board_config.board_fps(board_config.find_capture(workdir))
+    names = []
+    for model in models:
+        (directory / model.directory).mkdir(exist_ok=True)
+        config = board_config.runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, fps)
+        for name, content in (("config.json", config), ("post_config.json", board_config.POST_CONFIG)):
+            write_json(directory / model.directory / name, content)
+            names.append(f"{model.directory}/{name}")
+    return [Part("runtime's settings", names)] if models else []
+
+
+def _warnings(directory: Path, workdir: Path, models: list[VisionModel]) -> list[str]:
+    warnings = []
+    if any(model.mode == "video" for model in models):
+        _, warning = board_config.board_fps(board_config.find_capture(workdir))
+        warnings += [warning] if warning else []
+    if "%" in str(directory.resolve()):
+        warnings.append("the path holds a '%', which the runtime takes for a format: choose another on the board")
+    known = {model.directory for model in models}
+    for path in sorted(directory.glob("*/config.json")):
+        if re.fullmatch(r"(video|image)\d+x\d+", path.parent.name) and path.parent.name not in known:
+            warnings.append(f"{path.parent.name}/ is left from an earlier run: no vision model of that size is known")
+    return warnings
+
+
+def _hash_files(directory: Path, leave_out: set[Path]) -> list[dict]:
+    """Path, size and SHA-256 of every file under a directory, sorted; temporary files and the manifest excepted.
+
+    Args:
+        directory: what to go through.
+        leave_out: directories that may lie within it but are no part of it.
+    """
+    paths = []
+    for folder, folders, names in os.walk(directory):
+        hidden_or_other = {n for n in folders if n.startswith(".") or (Path(folder) / n).resolve() in leave_out}
+        folders[:] = sorted(set(folders) - hidden_or_other - {"__pycache__"})
+        paths += [p for name in names if not name.startswith(".") and (p := Path(folder) / name).is_file()]
+    relative = {path.relative_to(directory).as_posix(): path for path in paths if path != directory / MANIFEST}
+    entries = []
+    with progress.stage("checksums", sum(path.stat().st_size for path in relative.values())) as stage:
+        for name, path in sorted(relative.items()):
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InputError(f"{directory}: the file name {name!a} is no UTF-8: rename or remove it") from None
+            size = path.stat().st_size
+            entries.append({"path": name, "bytes": size, "sha256": sha256_file(path)})
+            stage.advance(size)
+    return entries
+
+
+def _check_embedding(checkpoint: Checkpoint, directory: Path, files: list[dict]) -> None:
+    """That the embeddings have the right size and are this checkpoint's.
+
+    Raises:
+        CheckFailed: they are not.
+    """
+    name = FILES["bfloat16"]
+    info = embedding_info(checkpoint)
+    entry = next(entry for entry in files if entry["path"] == name)
+    rows, columns = info.shape
+    remedy = f"run extract_embedding.py {checkpoint.directory} {directory}"
+    if entry["bytes"] != 2 * rows * columns:
+        raise CheckFailed(
+            f"{directory / name}: {entry['bytes']} bytes, "
+            f"{rows} x {columns} bfloat16 need {2 * rows * columns}: {remedy}"
+        )
+    digest = hashlib.sha256()
+    with progress.stage("compare embeddings", info.nbytes) as stage:
+        for stored, piece in converted(info, "bfloat16"):
+            digest.update(piece)
+            stage.advance(stored)
+    if digest.hexdigest() != entry["sha256"]:
+        raise CheckFailed(f"{directory / name} is of the right size but not this checkpoint's: {remedy}")
+
+
+def print_table(package: Package) -> None:
+    """Prints the parts, what is missing and how to make it, and the warnings."""
+    sizes = {entry["path"]: entry["bytes"] for entry in package.manifest["files"]}
+    for part in package.parts:
+        total = sum(sizes[name] for name in part.files)
+        line = f"{part.name:<20} {len(part.files):>3} of {len(part.files) + len(part.missing):<3} {total:>14,} B"
+        if part.missing:
+            more = f" and {len(part.missing) - 1} more" if len(part.missing) > 1 else ""
+            line += f"  missing: {part.missing[0]}{more} ({part.remedy})"
+        print(line)
+    for warning in package.warnings:
+        print(f"warning: {warning}")
+    state = f"incomplete, {len(package.missing)} files missing" if package.missing else "complete"
+    print(f"{package.directory / MANIFEST}: {len(sizes)} files, {sum(sizes.values()):,} bytes, {state}")

@@ -1,0 +1,152 @@
+"""What `report.html` reads: the JSON files of a work directory, checked before anything is made of them."""
+
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.fidelity import within
+from qwen_vl_axera.files import read_json
+
+FIDELITY, AXMODEL_FIDELITY = "fidelity.json", "axmodel_fidelity.json"
+PREFLIGHT, STEPS, BUILD_COMMANDS = "preflight.json", "steps.json", "pulsar2_commands.sh"
+
+T = TypeVar("T")
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """A part of the report: its value, or why there is none and the command that makes it."""
+
+    value: T | None
+    problem: str = ""
+    command: str = ""
+
+
+class Figures(BaseModel):
+    """One step of one graph; older reports have no relative error."""
+
+    max_abs: float
+    mean_abs: float
+    max_abs_relative: float = math.nan
+    cosine: float
+    min_token_cosine: float
+
+    def keeps(self, thresholds: dict[str, float]) -> bool:
+        known = self.model_dump()
+        return within(known, {name: limit for name, limit in thresholds.items() if not math.isnan(known[name])})
+
+
+class GraphFidelity(BaseModel):
+    file: str
+    passed: bool
+    thresholds: dict[Literal["max_abs", "mean_abs", "max_abs_relative", "cosine", "min_token_cosine"], float] = {}
+    steps: list[Figures]
+
+
+class Answer(BaseModel):
+    prompt: str
+    reference: str
+    onnx: str
+    tokens: int
+    equal: bool
+
+
+class Fidelity(BaseModel):
+    """`fidelity.json`. `passed` is believed only when it says no: the figures are judged anew."""
+
+    passed: bool
+    graphs: list[GraphFidelity]
+    text: list[Answer] = []
+
+    @property
+    def holds(self) -> bool:
+        steps = all(graph.steps and all(step.keeps(graph.thresholds) for step in graph.steps) for graph in self.graphs)
+        flags = self.passed and all(graph.passed for graph in self.graphs)
+        return bool(self.graphs) and steps and flags and all(answer.equal for answer in self.text)
+
+
+class Check(BaseModel):
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    detail: str = ""
+    remedy: str | None = None
+
+
+class Preflight(BaseModel):
+    """What `preflight.py --json` prints."""
+
+    passed: bool
+    checks: list[Check]
+
+
+def _as_text(command: Any) -> Any:
+    return shlex.join(map(str, command)) if isinstance(command, list) else command
+
+
+class StepCost(BaseModel):
+    """An entry of `steps.json`; peak memory in bytes."""
+
+    name: str
+    seconds: Amount | None = None
+    peak_memory: Annotated[Amount | None, Field(validation_alias=AliasChoices("peak_memory", "peak_bytes"))] = None
+    returncode: int = 0
+    command: Annotated[str, BeforeValidator(_as_text)] = ""
+    skipped: bool = False
+
+
+class Sample(BaseModel):
+    """A calibration sample: its file beside the manifest, and where its frames came from."""
+
+    file: str
+    source: str = ""
+    frames: list[int] = []
+
+
+class Manifest(BaseModel):
+    """`calib/manifest.json`; size is height and width in pixels."""
+
+    format: Literal["numpy", "image"]
+    size: tuple[int, int]
+    near_identical: int = 0
+    samples: list[Sample]
+
+
+def read_part(path: Path, kind: Any, command: str) -> Part:
+    """Reads a JSON file of the work directory.
+
+    Args:
+        path: the file.
+        kind: the type that its content must have.
+        command: what makes it, for the reader of the report.
+
+    Returns:
+        Its content, or a part that says what is wrong: the report is written all the same.
+    """
+    if not path.is_file():
+        return Part(None, f"{path.name} is not there yet.", command)
+    try:
+        return Part(TypeAdapter(kind).validate_python(read_json(path)))
+    except InputError as error:
+        return Part(None, str(error), command)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its top"
+        return Part(None, f"{path.name} is not what was expected at {where}: {first['msg']}.", command)
+
+
+def read_text(path: Path, command: str) -> Part[str]:
+    """Reads a text file of the work directory."""
+    if not path.is_file():
+        return Part(None, f"{path.name} is not there yet.", command)
+    return Part(path.read_bytes().decode("utf-8", "replace"))
+
+
+def shell_line(*words: Any) -> str:
+    """A command to be copied into a shell."""
+    return shlex.join(map(str, words))

@@ -1,0 +1,114 @@
+"""The report's pictures: what the graph sees, turned back into frames, and where it errs. Pillow only."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps, features
+
+from preprocess import FACTOR
+
+THUMBNAIL = 336  # pixels, longest side of a frame
+CONTACT = 160  # pixels, longest side of a calibration sample
+QUALITY = 86  # of lossy pictures
+PATCH_ROWS = 800  # of a patch image, the most that is shown
+FLOOR = 1e-16  # double precision: a cosine error below it cannot be told from none
+
+# Below the threshold from navy over teal to pale yellow, from the threshold on from orange to dark red. The
+# lightness rises up to the threshold and falls beyond it, so that the map also reads in black and white.
+BELOW = np.array([(38, 48, 112), (33, 104, 141), (44, 155, 136), (140, 200, 110), (240, 236, 150)], np.float64)
+ABOVE = np.array([(245, 150, 50), (214, 54, 40), (122, 10, 56)], np.float64)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A logarithmic colour scale of cosine errors (1 - cosine), in whole decades.
+
+    Attributes:
+        low: exponent of ten at its beginning.
+        high: exponent of ten at its end.
+        threshold: the error from which on the colours warn.
+    """
+
+    low: int
+    high: int
+    threshold: float
+
+    @classmethod
+    def of(cls, errors: np.ndarray, threshold: float) -> "Scale":
+        """The scale that holds all errors and the threshold, with a decade beyond it."""
+        threshold = max(threshold, FLOOR)
+        smallest = max(float(errors.min(initial=threshold)), FLOOR)
+        largest = max(float(errors.max(initial=threshold)), threshold)
+        low = min(math.floor(math.log10(smallest)), math.floor(math.log10(threshold)) - 1)
+        return cls(low, max(math.ceil(math.log10(largest)), math.ceil(math.log10(threshold)) + 1), threshold)
+
+    def position(self, error: float) -> float:
+        """Where an error lies: 0 at the scale's beginning, 1 at its end."""
+        exponent = math.log10(max(error, FLOOR))
+        return min(max((exponent - self.low) / (self.high - self.low), 0.0), 1.0)
+
+    def colours(self, errors: np.ndarray) -> np.ndarray:
+        """float errors of any shape -> uint8 colours of shape (..., 3)."""
+        exponents = np.log10(np.maximum(errors, FLOOR))
+        limit = math.log10(self.threshold)
+        below = _ramp(BELOW, (exponents - self.low) / (limit - self.low))
+        above = _ramp(ABOVE, (exponents - limit) / (self.high - limit))
+        return np.where((errors > self.threshold)[..., None], above, below).round().astype(np.uint8)
+
+    def bar(self, width: int = 512) -> Image.Image:
+        """The scale itself, one pixel high."""
+        exponents = self.low + (np.arange(width) + 0.5) / width * (self.high - self.low)
+        return Image.fromarray(self.colours(10**exponents)[None])
+
+    def ticks(self, most: int = 6) -> list[tuple[float, int]]:
+        """Decades to label: their positions and exponents of ten."""
+        stride = max(1, math.ceil((self.high - self.low) / most))
+        return [((n - self.low) / (self.high - self.low), n) for n in range(self.high, self.low - 1, -stride)][::-1]
+
+
+def _ramp(points: np.ndarray, position: np.ndarray) -> np.ndarray:
+    at = np.linspace(0, 1, len(points))
+    return np.stack([np.interp(position, at, points[:, channel]) for channel in range(3)], -1)
+
+
+def error_map(frame: np.ndarray, errors: np.ndarray, scale: Scale) -> Image.Image:
+    """A frame in grey, coloured token by token; the worst token is framed, those above the threshold crossed.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        errors: float (H/28, W/28), 1 - cosine of each token.
+        scale: the colours.
+    """
+    grey = np.asarray(ImageOps.autocontrast(Image.fromarray(frame).convert("L"), cutoff=1), np.float64) / 255
+    colours = scale.colours(errors).repeat(FACTOR, 0).repeat(FACTOR, 1)
+    picture = Image.fromarray((colours * (0.45 + 0.55 * grey[..., None])).round().astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for row, column in np.argwhere(errors > scale.threshold):
+        left, top = int(column) * FACTOR, int(row) * FACTOR
+        draw.line((left + 9, top + 9, left + 18, top + 18), "white", 2)
+        draw.line((left + 9, top + 18, left + 18, top + 9), "white", 2)
+    row, column = (int(n) for n in np.unravel_index(np.argmax(errors), errors.shape))
+    left, top = column * FACTOR, row * FACTOR
+    draw.rectangle((left, top, left + FACTOR - 1, top + FACTOR - 1), outline="black", width=3)
+    draw.rectangle((left + 1, top + 1, left + FACTOR - 2, top + FACTOR - 2), outline="white", width=1)
+    return picture
+
+
+def shrink(picture: Image.Image, longest: int) -> Image.Image:
+    """The picture, at most `longest` pixels on its longest side."""
+    if max(picture.size) <= longest:
+        return picture
+    picture = picture.copy()
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return picture
+
+
+def data_uri(picture: Image.Image, lossless: bool = False) -> str:
+    """A picture inside the page: PNG when every pixel matters, otherwise WebP (JPEG where Pillow lacks it)."""
+    kind = "PNG" if lossless else "WEBP" if features.check("webp") else "JPEG"
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"optimize": True} if lossless else {"quality": QUALITY}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# All tests: sets up the environment when there is none, then runs pytest. Arguments are passed on to pytest.
+#   bash tests/run.sh [-k EXPRESSION ...]
+# Variables: VENV (.venv beside export_video.sh), PYTHON (python3).
+set -euo pipefail
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$ROOT/.venv}
+if [ ! -x "$VENV/bin/python" ]; then
+    "${PYTHON:-python3}" -m venv "$VENV"
+fi
+if ! "$VENV/bin/python" "$ROOT/qwen_vl_axera/requirements.py" "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt"; then
+    "$VENV/bin/python" -m pip install --quiet -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
+fi
+cd -- "$ROOT"
+exec "$VENV/bin/python" -m pytest "$@"
