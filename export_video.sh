@@ -106,7 +106,10 @@ if [ "$HOST_ONLY" = 1 ]; then
 elif [ -n "${PULSAR2:-}" ] || command -v pulsar2 > /dev/null; then
     NPU_BUILD=1 COMPLETE=(--require-complete)
     # Asked now: a compiler that is not there must not be noticed after everything else.
-    [ "$DRY_RUN" = 1 ] || printf 'NPU compiler: %s\n' "$("$PY" -m qwen_vl_axera.pulsar2 version)"
+    if [ "$DRY_RUN" = 0 ]; then
+        COMPILER=$("$PY" -m qwen_vl_axera.pulsar2 version)
+        printf 'NPU compiler: %s\n' "$COMPILER"
+    fi
 else
     WHY="no pulsar2 on PATH, and PULSAR2 is not set"
 fi

@@ -118,6 +118,9 @@ def write_card(directory: Path, result: dict) -> None:
         f"- {PROMPTS[kind, language][0]} → {demo_clips.answer(example, kind, language)}" for kind, language in PROMPTS
     )
     training = result["training"]
+    steps = f"{training['done']} steps"
+    if training["done"] < training["steps"]:
+        steps = f"The first {steps} of a schedule of {training['steps']},"
     colours, shapes, directions = (
         ", ".join(names) for names in (demo_clips.COLOURS, demo_clips.SHAPES, demo_clips.DIRECTIONS)
     )
@@ -136,7 +139,8 @@ that moves over a dark ground. At other sizes, lengths or subjects its answers m
 ## Data
 {demo_clips.NUM_FRAMES} frames of {demo_clips.SIZE}×{demo_clips.SIZE} at {demo_clips.FPS:g} fps.
 Colours: {colours}. Shapes: {shapes}. Directions: {directions}.
-Four kinds of question, in English and Chinese: a caption, the ninth of the picture (three rows, three columns) that the centre is in at the start and at the end, and the
+Four kinds of question, in English and Chinese: a caption, the ninth of the picture
+(three rows, three columns) that the centre is in at the start and at the end, and the
 box at the end as [left,top,right,bottom] in tenths. Clips whose answer would hang on a pixel are not drawn:
 box edges lie within {demo_clips.EDGE_MARGIN} of the tenth they are called by, centres at least
 {demo_clips.CELL_MARGIN:g} pixels from a border between cells. Grounds, noise and shades are drawn anew for
@@ -156,15 +160,15 @@ the boxes in tenths.
 Targets: caption {TARGETS["caption"]}, cells {TARGETS["start"]} exact, box IoU {TARGETS["iou"]:.2f}. {verdict}
 
 ## What it witnesses
-The same clips in English (float32, training network), with the merged tokens put in window order before
-the window-attention blocks, and not:
+The first {result["witness_clips"]} of these clips in English (float32, training network), with the merged
+tokens put in window order before the window-attention blocks, and not:
 
 | window order | caption | start | end | box | box IoU |
 |---|---|---|---|---|---|
 {planted}
 
 ## Training
-{training["steps"]} steps of {training["batch"]} clips, each with four questions, seed {training["seed"]},
+{steps} of {training["batch"]} clips, each with four questions, seed {training["seed"]},
 AdamW with a peak rate of {training["peak_rate"]:g}, bf16 autocast on a processor,
 PyTorch {result["versions"]["torch"]};
 {training["minutes"]:.0f} minutes by the clock on {training["threads"]} threads of a machine with other work.

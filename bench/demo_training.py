@@ -192,12 +192,23 @@ def answer_logits(
     return network.logits(hidden[:, -segments * length :]).unflatten(1, (segments, length))
 
 
-def train(settings: Settings, prompts: Prompts, vocab_size: int, work: Path, resume: bool) -> DemoNetwork:
+def train(
+    settings: Settings,
+    prompts: Prompts,
+    vocab_size: int,
+    work: Path,
+    resume: bool = False,
+    stop: int | None = None,
+) -> tuple[DemoNetwork, int]:
     """Trains from nothing, or from the last saved step.
 
     Args:
         work: directory of `checkpoint.pt` and `log.jsonl`.
         resume: continue from `checkpoint.pt` where there is one.
+        stop: end after this step of the schedule instead of its last.
+
+    Returns:
+        The network and the number of steps that it has been trained for.
 
     Raises:
         InputError: there is a checkpoint and `resume` is False, or it was made with other settings.
@@ -218,12 +229,14 @@ def train(settings: Settings, prompts: Prompts, vocab_size: int, work: Path, res
     loader = torch.utils.data.DataLoader(
         Batches(prompts, "train", settings),
         batch_size=None,
-        sampler=range(start, settings.steps),
+        sampler=range(start, stop),
         num_workers=1,
     )
-    earlier = read_log(work)
+    # A checkpoint beyond `stop` is taken as it is.
+    stop = max(start, min(stop or settings.steps, settings.steps))
+    earlier = [line for line in read_log(work) if line["step"] <= start]
     began = time.monotonic() - (earlier[-1]["seconds"] if start and earlier else 0)
-    with stage("training", settings.steps - start, unit="step") as bar, open(work / "log.jsonl", "a") as log:
+    with stage("training", stop - start, unit="step") as bar, open(work / "log.jsonl", "a") as log:
         for step, batch in enumerate(loader, start):
             for group in optimizer.param_groups:
                 group["lr"] = settings.peak_rate * schedule(step, settings)
@@ -240,19 +253,19 @@ def train(settings: Settings, prompts: Prompts, vocab_size: int, work: Path, res
             optimizer.step()
             bar.advance()
             done = step + 1
-            if done % 50 == 0 or done == settings.steps:
+            if done % 50 == 0 or done == stop:
                 line = {
                     "step": done,
                     "seconds": time.monotonic() - began,
                     "loss": answers.item(),
                     "aux": aux.item(),
                 }
-                if done % settings.save_every == 0 or done == settings.steps:
+                if done % settings.save_every == 0 or done == stop:
                     line |= validate(network, prompts, settings)
                     _save(work / "checkpoint.pt", settings, done, trained, optimizer)
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-    return network
+    return network, stop
 
 
 def read_log(work: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Train the demo model from nothing: Qwen2.5-VL's architecture, two million parameters, on two cores.
 
-    python bench/train_demo_model.py OUT_DIR [--steps N] [--seed S] [--resume]
+    python bench/train_demo_model.py OUT_DIR [--steps N] [--stop N] [--seed S] [--resume]
     python bench/train_demo_model.py OUT_DIR --evaluate-only [--clips N]
 
 Reads: nothing; clips are drawn as they are needed (bench/demo_clips.py).
@@ -20,13 +20,14 @@ from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import read_json, require, write_json
 
 VOCAB_SIZE = 512
-STEPS, CLIPS, SMOKE = 4500, 1024, 2
+STEPS, CLIPS, WITNESS_CLIPS, SMOKE = 4500, 1024, 256, 2
 
 
 def build_parser():
     parser = cli.parser(__doc__)
     parser.add_argument("out", metavar="OUT_DIR", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"default {STEPS}")
+    parser.add_argument("--stop", type=int, metavar="N", help="end after step N of the schedule of --steps")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="clips a step (default 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default 2")
@@ -39,8 +40,8 @@ def build_parser():
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    for name in ("steps", "batch", "threads", "clips"):
-        if getattr(args, name) < 1:
+    for name in ("steps", "stop", "batch", "threads", "clips"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}, expected at least 1")
     if args.smoke:
         args.steps = args.batch = args.clips = SMOKE
@@ -65,10 +66,12 @@ def _train(args, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     ids = build_tokenizer(args.out, demo_clips.all_texts(), VOCAB_SIZE)
     settings = Settings(steps=args.steps, batch=args.batch, seed=args.seed)
-    network = train(settings, Prompts(args.out, ids), ids["vocab_size"], work, args.resume)
+    prompts = Prompts(args.out, ids)
+    network, done = train(settings, prompts, ids["vocab_size"], work, args.resume, args.stop)
     demo_checkpoint.save(network, ids, args.out)
     training = {name: getattr(args, name) for name in ("steps", "batch", "seed", "threads")}
-    training |= {"peak_rate": settings.peak_rate, "minutes": read_log(work)[-1]["seconds"] / 60}
+    seconds = [line["seconds"] for line in read_log(work) if line["step"] == done]
+    training |= {"done": done, "peak_rate": settings.peak_rate, "minutes": seconds[-1] / 60}
     write_json(work / "training.json", training | {"parameters": sum(p.numel() for p in network.parameters())})
 
 
@@ -81,10 +84,12 @@ def _evaluate(args, work: Path) -> None:
 
     require(args.out / "model.safetensors", "bench/train_demo_model.py without --evaluate-only")
     training = read_json(require(work / "training.json", "the training itself (it leaves OUT_DIR.training/ behind)"))
+    witnesses = min(args.clips, WITNESS_CLIPS)
     result = {
         "clips": args.clips,
         "accuracy": evaluate(args.out, args.clips),
-        "witness": witness(args.out, args.clips),
+        "witness": witness(args.out, witnesses),
+        "witness_clips": witnesses,
         "training": training,
         "parameters": training["parameters"],
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},

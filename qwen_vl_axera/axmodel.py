@@ -49,16 +49,20 @@ def check_axmodel(axmodel: Path, graph: Path, workdir: Path) -> dict[str, Any]:
     pixels = read_pixels(workdir, capture)
     tower = OnnxTower(graph)
     tool = find_tool(os.environ.get(VARIABLE))
+    place = Path(workdir) / "axmodel-check"
+    shutil.rmtree(place, ignore_errors=True)
+    names = [f"step{number}" for number in range(len(pixels))]
+    for name, patches in zip(names, pixels, strict=True):
+        (place / "input" / name).mkdir(parents=True)
+        np.ascontiguousarray(patches).tofile(place / "input" / name / f"{INPUT_NAME}.bin")
+    (place / "output").mkdir()
+    (place / "steps.txt").write_text("".join(f"{name}\n" for name in names))
+    # One call for all steps: the simulator loads the model once.
+    execute(run_command(tool, axmodel, place / "input", place / "output", place / "steps.txt", workdir))
     steps = []
-    for number, patches in enumerate(pixels):
-        place = Path(workdir) / "axmodel-check" / f"step{number}"
-        shutil.rmtree(place, ignore_errors=True)
-        inputs, outputs = place / "input", place / "output"
-        inputs.mkdir(parents=True)
-        outputs.mkdir()
-        np.ascontiguousarray(patches).tofile(inputs / f"{INPUT_NAME}.bin")
-        execute(run_command(tool, axmodel, inputs, outputs, workdir=workdir))
-        steps.append(compare(expected := tower.step(np.ascontiguousarray(patches)), read_tokens(outputs, expected)))
+    for name, patches in zip(names, pixels, strict=True):
+        expected = tower.step(np.ascontiguousarray(patches))
+        steps.append(compare(expected, read_tokens(place / "output" / name, expected)))
     report = graph_report(axmodel.name, steps, AXMODEL_THRESHOLDS)
     return {"passed": report["passed"], "thresholds": AXMODEL_THRESHOLDS, "graphs": [report], "text": []}
 

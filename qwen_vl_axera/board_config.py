@@ -114,7 +114,7 @@ def board_fps(capture: Capture | None) -> tuple[int, str | None]:
     fps = max(1, round(rate))
     if abs(fps - rate) < 1e-3 * rate:
         return fps, None
-    return fps, f"frames were sampled at {rate:.3g} fps; the runtime takes whole numbers, so vision_fps is {fps}"
+    return fps, f"frames were sampled at {rate:.4g} fps; the runtime takes whole numbers, so vision_fps is {fps}"
 
 
 def find_vision_models(name: str, directories: list[Path], workdir: Path) -> list[VisionModel]:

@@ -48,6 +48,10 @@ class GraphFidelity(BaseModel):
     thresholds: dict[Literal["max_abs", "mean_abs", "max_abs_relative", "cosine", "min_token_cosine"], float] = {}
     steps: list[Figures]
 
+    @property
+    def holds(self) -> bool:
+        return bool(self.steps) and all(step.keeps(self.thresholds) for step in self.steps)
+
 
 class Answer(BaseModel):
     prompt: str
@@ -66,9 +70,8 @@ class Fidelity(BaseModel):
 
     @property
     def holds(self) -> bool:
-        steps = all(graph.steps and all(step.keeps(graph.thresholds) for step in graph.steps) for graph in self.graphs)
-        flags = self.passed and all(graph.passed for graph in self.graphs)
-        return bool(self.graphs) and steps and flags and all(answer.equal for answer in self.text)
+        graphs = bool(self.graphs) and all(graph.passed and graph.holds for graph in self.graphs)
+        return self.passed and graphs and all(answer.equal for answer in self.text)
 
 
 class Check(BaseModel):
@@ -100,11 +103,15 @@ class StepCost(BaseModel):
     skipped: bool = False
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Sample(BaseModel):
-    """A calibration sample: its file beside the manifest, and where its frames came from."""
+    """A calibration sample: its file beside the manifest, and the file or files that its frames came from."""
 
     file: str
-    source: str = ""
+    source: Annotated[list[str], BeforeValidator(_as_list)] = []
     frames: list[int] = []
 
 
@@ -113,23 +120,25 @@ class Manifest(BaseModel):
 
     format: Literal["numpy", "image"]
     size: tuple[int, int]
-    near_identical: int = 0
+    nearly_identical: int = 0
     samples: list[Sample]
 
 
-def read_part(path: Path, kind: Any, command: str) -> Part:
+def read_part(path: Path, kind: Any, command: str, name: str = "") -> Part:
     """Reads a JSON file of the work directory.
 
     Args:
         path: the file.
         kind: the type that its content must have.
         command: what makes it, for the reader of the report.
+        name: what the report calls the file (default: its name).
 
     Returns:
         Its content, or a part that says what is wrong: the report is written all the same.
     """
+    name = name or path.name
     if not path.is_file():
-        return Part(None, f"{path.name} is not there yet.", command)
+        return Part(None, f"{name} is not there yet.", command)
     try:
         return Part(TypeAdapter(kind).validate_python(read_json(path)))
     except InputError as error:
@@ -137,7 +146,7 @@ def read_part(path: Path, kind: Any, command: str) -> Part:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "its top"
-        return Part(None, f"{path.name} is not what was expected at {where}: {first['msg']}.", command)
+        return Part(None, f"{name} is not what was expected at {where}: {first['msg']}.", command)
 
 
 def read_text(path: Path, command: str) -> Part[str]:

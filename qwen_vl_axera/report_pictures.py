@@ -16,10 +16,10 @@ QUALITY = 86  # of lossy pictures
 PATCH_ROWS = 800  # of a patch image, the most that is shown
 FLOOR = 1e-16  # double precision: a cosine error below it cannot be told from none
 
-# Below the threshold from navy over teal to pale yellow, from the threshold on from orange to dark red. The
-# lightness rises up to the threshold and falls beyond it, so that the map also reads in black and white.
-BELOW = np.array([(38, 48, 112), (33, 104, 141), (44, 155, 136), (140, 200, 110), (240, 236, 150)], np.float64)
-ABOVE = np.array([(245, 150, 50), (214, 54, 40), (122, 10, 56)], np.float64)
+# Pale where there is next to no error, so that the frame stays visible; ever darker blue towards the threshold;
+# orange to dark red beyond it. The jump in lightness at the threshold also shows in black and white.
+BELOW = np.array([(240, 244, 243), (176, 214, 220), (96, 170, 190), (44, 116, 156), (34, 62, 116)], np.float64)
+ABOVE = np.array([(252, 180, 70), (222, 62, 40), (116, 8, 50)], np.float64)
 
 
 @dataclass(frozen=True)

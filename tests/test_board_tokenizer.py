@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ class Reader:
         for word, _ in self.oracle.pre_tokenizer.pre_tokenize_str(text):
             parts = list(word)
             while len(parts) > 1:
-                best = min(zip(parts, parts[1:], strict=False), key=lambda pair: ranks.get(pair, len(ranks)))
+                best = min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
                 if best not in ranks:
                     break
                 at = next(i for i in range(len(parts)) if tuple(parts[i : i + 2]) == best)

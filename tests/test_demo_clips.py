@@ -177,7 +177,7 @@ def test_training_resumes_to_the_same_weights(tmp_path):
     def run(name, **options):
         work = tmp_path / name
         work.mkdir(exist_ok=True)
-        return demo_training.train(settings, prompts, ids["vocab_size"], work, **options).state_dict()
+        return demo_training.train(settings, prompts, ids["vocab_size"], work, **options)[0].state_dict()
 
     whole = run("whole", resume=False)
     saved = {}

@@ -1,0 +1,43 @@
+"""The report: everything that a work directory holds, as one self-contained HTML page.
+
+    python make_report.py CKPT [--workdir DIR] [--output report.html] [--preflight FILE]
+
+Reads:  CKPT and what the other scripts left in the work directory; FILE is what `preflight.py --json` printed
+        (default: preflight.json in the work directory). Absent parts are named, with the command that makes them.
+Writes: report.html in the work directory. The graph runs once more for the error map. The exit code is 0 also
+        when the verdict is bad: the page tells, the checks themselves decide.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_vl_axera import cli
+
+
+def build_parser():
+    parser = cli.parser(__doc__)
+    cli.add_checkpoint(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the work directory")
+    parser.add_argument("--preflight", type=Path, metavar="FILE", help="output of preflight.py --json")
+    cli.add_workdir(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.report import write_report
+
+    output = args.output or args.workdir / "report.html"
+    findings = write_report(Checkpoint(args.ckpt), args.workdir, output, args.preflight)
+    for finding in findings:
+        if finding.status != "ok":
+            print(f"{finding.status}: {' '.join(finding.text.split())}")
+    print(output)
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,298 @@
+"""`report.html`: what a work directory holds, on one self-contained page.
+
+Nothing is trusted that can be computed again: thresholds are applied anew to the figures, the patch images are
+turned back, and the graph runs once more for the error map. A part that is absent or unreadable says so and
+names the command that makes it.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocess import TEMPORAL_PATCH_SIZE, frame_to_array, unpatchify
+from qwen_vl_axera import report_inputs as inputs
+from qwen_vl_axera.capture import CAPTURE, Capture, read_pixels
+from qwen_vl_axera.checkpoint import Checkpoint
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.report_figures import calibration_sheet, error_maps
+from qwen_vl_axera.report_inputs import Part, read_part, read_text, shell_line
+from qwen_vl_axera.report_pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+MOST_FRAMES = 64  # shown; a report stays a page that a phone can open
+ORDER = ("ok", "warning", "failed")
+
+# Control characters break a page; bidirectional overrides let a file name pass for another.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the verdict: "ok", "warning" or "failed", what was found, and the section that shows it."""
+
+    status: str
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands that make what is absent, with this run's paths."""
+
+    ckpt: Path
+    workdir: Path
+    source: tuple[str, ...] = ("VIDEO",)
+
+    def python(self, script: str, *words: Any, ckpt: bool = True) -> str:
+        return shell_line("python", script, *([self.ckpt] if ckpt else []), *words, "--workdir", self.workdir)
+
+    @property
+    def preflight(self) -> str:
+        return f"{self.python('preflight.py', '--json')} > {shell_line(self.workdir / inputs.PREFLIGHT)}"
+
+    @property
+    def pipeline(self) -> str:
+        return f"WORKDIR={shell_line(self.workdir)} {shell_line('bash', 'export_video.sh', self.ckpt, *self.source)}"
+
+
+def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight: Path | None = None) -> list[Finding]:
+    """Writes the report, atomically.
+
+    Args:
+        checkpoint: the model that the work directory belongs to.
+        workdir: what the steps left; any part may be absent.
+        output: the HTML file.
+        preflight: what `preflight.py --json` printed (default: preflight.json in the work directory).
+
+    Returns:
+        The verdict's lines, failures first.
+
+    Raises:
+        InputError: the work directory, or a file named with `preflight`, is not there.
+    """
+    if not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: no such directory; run run_video_by_sec.py first")
+    if preflight is not None and not preflight.is_file():
+        raise InputError(f"--preflight {preflight}: no such file")
+    context = gather(checkpoint, workdir, preflight or workdir / inputs.PREFLIGHT)
+    page = render(context)
+    with atomic_write(output, "w") as file:
+        file.write(page)
+    return context["findings"]
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page; every value is escaped, and cleaned of characters that do not print."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(context)
+
+
+def _printable(value: Any) -> Any:
+    # A macro's output is markup, made of values that were cleaned before.
+    plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return UNPRINTABLE.sub("\ufffd", value) if plain else value
+
+
+def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, Any]:
+    """Everything that the template shows."""
+    commands = Commands(checkpoint.directory, workdir)
+    verify = commands.python("test_onnx_video_by_sec.py")
+    clip = read_clip(checkpoint, workdir, commands)
+    if clip.value:
+        commands = Commands(checkpoint.directory, workdir, tuple(clip.value[0].source))
+    fidelity = read_part(workdir / inputs.FIDELITY, inputs.Fidelity, verify)
+    parts = {
+        "clip": clip,
+        "patches": clip if clip.value is None else Part(patch_image(*clip.value)),
+        "fidelity": fidelity,
+        "maps": clip
+        if clip.value is None
+        else error_maps(checkpoint.name, workdir, *clip.value, fidelity.value, verify),
+        "axmodel": read_part(
+            workdir / inputs.AXMODEL_FIDELITY, inputs.Fidelity, f"PULSAR2=docker:IMAGE {commands.pipeline}"
+        ),
+        "calibration": calibration_sheet(
+            workdir, commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
+        ),
+        "checks": read_part(preflight, inputs.Preflight, commands.preflight),
+        "steps": read_part(workdir / inputs.STEPS, list[inputs.StepCost], commands.pipeline),
+        "build": read_text(workdir / inputs.BUILD_COMMANDS, commands.pipeline),
+    }
+    findings = sorted(judge(parts), key=lambda finding: -ORDER.index(finding.status))
+    return parts | {
+        "name": checkpoint.name,
+        "vision": checkpoint.config.vision,
+        "text_model": checkpoint.config.text,
+        "text_command": f"{verify} --generate",
+        "findings": findings,
+        "verdict": max((finding.status for finding in findings), key=ORDER.index),
+        "frames": list(frames(*clip.value)) if clip.value else [],
+        "amount": format_bytes,
+        "cosine": format_cosine,
+    }
+
+
+def read_clip(checkpoint: Checkpoint, workdir: Path, commands: Commands) -> Part[tuple[Capture, np.ndarray]]:
+    """The capture and its frames, uint8 (2·T, H, W, 3), turned back from the patch images."""
+    command = commands.python("run_video_by_sec.py", "--video", *commands.source)
+    part = read_part(workdir / CAPTURE, Capture, command)
+    if part.value is None:
+        return part
+    capture = part.value
+    try:
+        pixels = read_pixels(workdir, capture)
+        unpatchify(np.asarray(pixels[:1]), *capture.size)
+    except ValueError as error:
+        return Part(None, str(error), command)
+    if not capture.sample_fps > 0 or not capture.indices:
+        return Part(None, f"{CAPTURE} names no frames or no frame rate.", command)
+    if capture.checkpoint != checkpoint.name:
+        return Part(None, f"The clip was run through {capture.checkpoint}, not through {checkpoint.name}.", command)
+    return Part((capture, pixels))
+
+
+def frames(capture: Capture, pixels: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The frames as the model sees them, with their numbers in the source and their times."""
+    from PIL import Image
+
+    # Both ends are sampled, so the last index gives the length of the clip and with it the source's rate.
+    rate = capture.sample_fps * (capture.indices[-1] + 1) / len(capture.indices)
+    for number, index in enumerate(capture.indices[:MOST_FRAMES]):
+        step, slot = divmod(number, TEMPORAL_PATCH_SIZE)
+        picture = unpatchify(np.asarray(pixels[step : step + 1]), *capture.size)[slot]
+        uri = data_uri(shrink(Image.fromarray(picture), THUMBNAIL))
+        yield {"uri": uri, "index": index, "seconds": index / rate, "step": step}
+
+
+def patch_image(capture: Capture, pixels: np.ndarray) -> dict[str, Any]:
+    """The first step: its frames read from the source again, its patch image, and the image turned back."""
+    from PIL import Image
+
+    first = np.asarray(pixels[:1])
+    inverse = unpatchify(first, *capture.size)
+    result = {
+        "inverse": [data_uri(Image.fromarray(frame), lossless=True) for frame in inverse],
+        "image": data_uri(Image.fromarray(first[0, :PATCH_ROWS]), lossless=True),
+        "rows": first.shape[1],
+        "shown": min(first.shape[1], PATCH_ROWS),
+        "source": [],
+        "equal": None,
+        "problem": "",
+    }
+    try:
+        source = read_source(capture, TEMPORAL_PATCH_SIZE)
+    except (InputError, OSError) as error:
+        return result | {"problem": str(error)}
+    result["source"] = [data_uri(Image.fromarray(frame), lossless=True) for frame in source]
+    return result | {"equal": bool((source == inverse).all())}
+
+
+def read_source(capture: Capture, count: int) -> np.ndarray:
+    """The first frames of the clip's source, decoded and resized anew: uint8 (count, H, W, 3).
+
+    Raises:
+        InputError: the source is not there any more, or holds fewer frames.
+    """
+    from qwen_vl_axera.media import VideoFrames, load_clip
+    from qwen_vl_axera.video import VideoFile
+
+    paths = [Path(path) for path in capture.source]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing or not paths:
+        raise InputError(f"The source {missing or ''} is not there any more.")
+    if capture.kind == "video":
+        pictures = VideoFrames(VideoFile(paths[0]), tuple(capture.indices[:count]))
+    else:
+        pictures = load_clip(paths, fps=capture.sample_fps).frames
+    arrays = [frame_to_array(picture, capture.size) for picture in islice(pictures, count)]
+    if not arrays:
+        raise InputError("The source holds no frames any more.")
+    return np.stack(arrays + arrays[-1:] * (count - len(arrays)))
+
+
+def judge(parts: dict[str, Part]) -> Iterator[Finding]:
+    """What there is to say about each part, in one line each."""
+    for anchor, title in (("clip", "The clip"), ("fidelity", "Fidelity"), ("calibration", "Calibration set")):
+        if parts[anchor].value is None:
+            yield Finding("warning", f"{title}: {parts[anchor].problem}", anchor)
+    if parts["checks"].value is None:
+        yield Finding("warning", f"Checks before the build: {parts['checks'].problem}", "checks")
+
+    if patches := parts["patches"].value:
+        if patches["equal"]:
+            yield Finding("ok", "The patch image, turned back, equals the source's frames byte by byte.", "patches")
+        elif patches["equal"] is None:
+            yield Finding(
+                "warning", f"The patch image has nothing to be compared with: {patches['problem']}", "patches"
+            )
+        else:
+            yield Finding("failed", "The patch image, turned back, is not what the source holds.", "patches")
+
+    for anchor, name in (("fidelity", "The ONNX graph"), ("axmodel", "The compiled model")):
+        report = parts[anchor].value
+        if report and report.holds:
+            yield Finding("ok", f"{name} keeps every threshold, on every step and token.", anchor)
+        elif report:
+            yield Finding("failed", f"{name} misses a threshold, or its text differs.", anchor)
+    if parts["axmodel"].value is None and parts["axmodel"].problem and "not there" not in parts["axmodel"].problem:
+        yield Finding("warning", f"Compiled model: {parts['axmodel'].problem}", "axmodel")
+
+    maps = parts["maps"]
+    if maps.value and maps.value["above"]:
+        yield Finding("failed", f"Run again, the graph errs on {maps.value['above']} tokens.", "maps")
+    elif maps.value and maps.value["stale"]:
+        yield Finding("warning", maps.value["stale"], "maps")
+    elif maps.value is None and parts["fidelity"].value and parts["clip"].value:
+        yield Finding("warning", f"Error map: {maps.problem}", "maps")
+
+    if sheet := parts["calibration"].value:
+        text = f"{len(sheet['samples'])} calibration samples"
+        if sheet["unreadable"]:
+            yield Finding("failed", f"{sheet['unreadable']} of {text} cannot be used.", "calibration")
+        else:
+            yield Finding("ok", f"{text}, each turned back into a frame.", "calibration")
+    if checks := parts["checks"].value:
+        for status, title in (("failed", "Failed before the build"), ("warning", "Warnings before the build")):
+            names = [check.name for check in checks.checks if check.status == status]
+            if names:
+                yield Finding(status, f"{title}: {', '.join(names)}.", "checks")
+        if checks.passed and all(check.status == "ok" for check in checks.checks):
+            yield Finding("ok", f"All {len(checks.checks)} checks before the build are fine.", "checks")
+        elif not checks.passed and all(check.status != "failed" for check in checks.checks):
+            yield Finding("failed", "The checks before the build did not pass.", "checks")
+    for step in parts["steps"].value or []:
+        if step.returncode:
+            yield Finding("failed", f"Step {step.name} ended with exit code {step.returncode}.", "timings")
+
+
+def format_cosine(value: float) -> str:
+    """A cosine for people: close to one, what it lacks says more than a row of nines."""
+    lack = 1 - value
+    if not abs(lack) < 1e-4:
+        return f"{value:.5f}"
+    return "1" if abs(lack) < FLOOR else f"1 − {lack:.1e}" if lack > 0 else f"1 + {-lack:.1e}"
+
+
+def format_bytes(count: float | None) -> str:
+    """Bytes for people, in powers of ten."""
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

@@ -1,0 +1,173 @@
+"""What all scripts share: exit codes, one line per error, a quick --help, Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qwen_vl_axera import cli
+from qwen_vl_axera.errors import CheckFailed, InputError
+from tests.conftest import ROOT
+
+# Everything that takes longer than a moment to import.
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "decord", "torchvision", "qwen_vl_utils", "matplotlib")
+SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (ROOT, ROOT / "bench")
+    for path in folder.glob("*.py")
+    if "def build_parser" in path.read_text(encoding="utf-8") and "__main__" in path.read_text(encoding="utf-8")
+)
+HELP = """
+import runpy, sys
+script, *heavy = sys.argv[1:]
+sys.argv = [script, "--help"]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+loaded = [name for name in heavy if name in sys.modules]
+print("\\nloaded:", *loaded)
+"""
+
+
+def raising(error: BaseException):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "words"),
+    [
+        (lambda argv: 0, 0, ""),
+        (lambda argv: 1, 1, ""),
+        (raising(InputError("expected a\n  video")), 2, "error: expected a video\n"),
+        (raising(CheckFailed("differs")), 1, "error: differs\n"),
+        (raising(FileNotFoundError(2, "No such file or directory", "x y.json")), 2, "x y.json"),
+        (raising(OSError(28, "No space left on device")), 2, "No space left on device"),
+        (raising(KeyboardInterrupt()), 130, "interrupted"),
+    ],
+)
+def test_exit_codes(capsys, main, code, words):
+    assert cli.run(main, []) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert words in output.err
+    assert len(output.err.strip().splitlines()) == (1 if words else 0)
+
+
+def test_an_unknown_error_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()), [])
+
+
+def test_wrong_flags_take_one_line(capsys):
+    parser = cli.parser("doc")
+    cli.add_text(parser, prompts=2)
+    for arguments in (["--nonsense"], ["--max-new-tokens", "0"], ["--dtype", "float16"], ["--prompt"]):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args(arguments)
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "--help" in error
+
+
+def test_default_prompts_describe_then_locate():
+    for prompts, expected in ((1, ["描述这个视频."]), (2, ["描述这个视频.", "给出物体最后的位置框."])):
+        parser = cli.parser("doc")
+        cli.add_text(parser, prompts)
+        assert parser.parse_args([]).prompt == expected
+
+
+def test_workdir_is_made_and_a_file_in_its_place_refused(tmp_path):
+    assert cli.existing_workdir(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="expected a directory"):
+        cli.existing_workdir(tmp_path / "file")
+
+
+def device_of(name: str) -> str:
+    parser = cli.parser("doc")
+    cli.add_text(parser, prompts=1)
+    return cli.device(parser.parse_args(["--device", name]))
+
+
+def test_devices():
+    import torch
+
+    assert device_of("cpu") == "cpu"
+    assert device_of("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(InputError, match="--device nonsense") as caught:
+        device_of("nonsense")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_scripts_are_found():
+    assert {"run_video_by_sec.py", "export.py", "test_onnx_video_by_sec.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_nothing_heavy_and_shows_the_docstring(script):
+    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, str(ROOT / script), *HEAVY], capture_output=True, text=True, env=env, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nloaded:\n"), done.stdout[-200:]
+    first_line = (ROOT / script).read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+    assert first_line[:60] in " ".join(done.stdout.split())
+
+
+def test_interrupted_while_reading(tiny_dir, tmp_path):
+    """A picture that is a pipe nobody writes to: the script waits, and the signal finds it there."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    pipe = tmp_path / "1.png"
+    os.mkfifo(pipe)
+    workdir = tmp_path / "work"
+    paths = [str(tmp_path / "0.png"), str(pipe)]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_video_by_sec.py"), str(tiny_dir), "--video", *paths, "--workdir", workdir],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    writer = open_when_read(pipe, process)
+    time.sleep(0.1)  # from the open to the read
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=120)[1]
+    os.close(writer)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert list(workdir.iterdir()) == []
+
+
+def open_when_read(pipe: Path, process: subprocess.Popen) -> int:
+    for _ in range(1200):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # no reader yet
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+    raise TimeoutError(pipe)
+
+
+def test_a_reader_that_leaves_is_no_error(tiny_dir, frames_dir, tmp_path):
+    """`script | head`: the pipe closes before the script prints."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_video_by_sec.py"), str(tiny_dir), "--video", str(frames_dir), "--size", "56"]
+        + ["56", "--workdir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=120) == 0, error
+    assert error == ""
+    assert (tmp_path / "capture.json").is_file()

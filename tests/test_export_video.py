@@ -1,0 +1,212 @@
+"""`export_video.sh` as a user runs it: host steps, a recording stand-in for the compiler, resume, bad input."""
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocess import to_graph_input
+from tests.conftest import ROOT
+
+STAND_IN = ROOT / "tests" / "stand_in"
+TIMEOUT = 600
+
+
+def export_video(*arguments, env=None, cwd=None):
+    """Runs the script with this environment's Python and without any real compiler."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PULSAR2", "STAND_IN"))}
+    variables |= {"VENV": sys.prefix} | {name: str(value) for name, value in (env or {}).items()}
+    command = ["bash", str(ROOT / "export_video.sh"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def host(tiny_dir, frames_dir, tmp_path_factory):
+    """A finished host-only run over hostile names, in the current directory as documented."""
+    base = tmp_path_factory.mktemp("host") / "it's a \"测试\" & more"
+    base.mkdir()
+    checkpoint = shutil.copytree(tiny_dir, base / "-tiny 模型")
+    frames = shutil.copytree(frames_dir, base / "-frames $HOME")
+    process = export_video("--host-only", "--", checkpoint.name, frames.name, cwd=base)
+    return base, process
+
+
+def test_host_only_makes_every_artefact(host):
+    base, process = host
+    assert process.returncode == 0, process.stderr
+    name = "-tiny 模型"
+    for file in (
+        *("hidden_states.pth", "rotary_pos_emb.pth", "cu_seqlens.pth", "cu_window_seqlens.pth", "window_index.pth"),
+        *("pixels.npy", "vit_out.npy", "capture.json", "fidelity.json", "report.html", "pulsar2_commands.sh"),
+        *(f"{name}_vision.onnx", f"{name}_vision.onnx.data", f"{name}_vision_uint8.onnx"),
+        *("calib/hidden_states.tar", "calib/manifest.json"),
+        *(f"{name}-AX650/model.embed_tokens.weight.bfloat16.bin", f"{name}-AX650/manifest.json"),
+        *(f"{name}-AX650/config.json", f"{name}-AX650/tokenizer.json"),
+    ):
+        assert (base / file).is_file(), file
+    assert json.loads((base / "fidelity.json").read_text())["passed"] is True
+    last = process.stdout.rstrip().splitlines()[-1]
+    assert last.startswith("done: the host steps") and "--host-only" in last
+
+
+def test_calibration_samples_are_the_graphs_input(host):
+    base, _ = host
+    pixels = np.load(base / "pixels.npy")
+    inputs = [to_graph_input(step) for step in pixels]
+    with tarfile.open(base / "calib" / "hidden_states.tar") as tar:
+        for member in tar:
+            sample = np.load(io.BytesIO(tar.extractfile(member).read()))
+            assert (sample.dtype, sample.shape) == (np.float32, inputs[0].shape)
+            assert any(np.array_equal(sample, given) for given in inputs)
+
+
+def test_the_commands_that_are_left_are_the_documented_ones(host):
+    base, process = host
+    script = (base / "pulsar2_commands.sh").read_text()
+    assert subprocess.run(["bash", "-n", base / "pulsar2_commands.sh"]).returncode == 0
+    assert script.strip() in process.stdout
+    build, language = (shlex.split(line.strip("()")) for line in script.splitlines() if "pulsar2 " in line)
+    assert options(build[build.index("pulsar2") :]) == {
+        "--input": "./-tiny 模型_vision.onnx",
+        "--config": str(ROOT / "config_video.json"),
+        "--output_dir": "build-output",
+        "--output_name": "-tiny 模型_vision.axmodel",
+        "--target_hardware": "AX650",
+        "--compiler.check": "0",
+    }
+    assert options(language) == {
+        "--input_path": "./-tiny 模型",
+        "--output_path": "./-tiny 模型-AX650",
+        "--kv_cache_len": "1023",
+        "--hidden_state_type": "bf16",
+        "--prefill_len": "512",
+        "--parallel": "32",
+        "--chip": "AX650",
+    }
+
+
+def options(argv: list[str]) -> dict[str, str]:
+    """`pulsar2 COMMAND --a x --b=y` -> {"--a": "x", "--b": "y"}."""
+    words = [part for word in argv[2:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def built(tiny_dir, frames_dir, tmp_path_factory):
+    """A finished run with the stand-in on PATH; `run` answers with transformers' own features."""
+    base = tmp_path_factory.mktemp("built")
+    env = {"WORKDIR": base / "work", "OUT": base / "out", "SIZE": "140 252", "PREFILL_LEN": "640"}
+    first = export_video(tiny_dir, frames_dir, "--host-only", env=env)
+    assert first.returncode == 0, first.stderr
+    np.load(base / "work" / "vit_out.npy").astype(np.float32).tofile(base / "features")
+    env |= {
+        "PATH": f"{STAND_IN}:{os.environ['PATH']}",
+        "STAND_IN_LOG": base / "log.jsonl",
+        "STAND_IN_FEATURES": base / "features",
+    }
+    return base, env, export_video(tiny_dir, frames_dir, "--resume", env=env)
+
+
+def calls(base: Path) -> list[list[str]]:
+    return [json.loads(line)["argv"] for line in (base / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_chain_with_the_stand_in(built, tiny):
+    base, _, process = built
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.stdout.rstrip().splitlines()[-1].startswith("done: everything")
+    out = base / "out"
+    assert (out / "tiny_vision.axmodel").is_file()
+    assert not (base / "work" / "build-output" / "tiny_vision.axmodel").exists()
+    assert len(list(out.glob("qwen2_5_vl_p640_l*_together.axmodel"))) == tiny.config.text.num_hidden_layers
+    steps = [call[call.index(word)] for call in calls(base) for word in ("build", "run", "llm_build") if word in call]
+    assert steps == ["build", "run", "llm_build"]
+    assert json.loads((base / "work" / "axmodel_fidelity.json").read_text())["passed"] is True
+    # The host steps were finished before: nothing of them was done again.
+    assert process.stdout.count("step by step equals") == 0
+
+
+def test_a_second_resume_does_nothing_again(built, tiny_dir, frames_dir):
+    base, env, _ = built
+    before = len(calls(base))
+    files = {path: path.stat().st_mtime_ns for path in (base / "work").glob("*_vision*")}
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env)
+    assert process.returncode == 0, process.stderr
+    assert [call for call in calls(base)[before:] if "version" not in call] == []
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_a_compiled_model_that_computes_something_else_stops_the_chain(built, tiny_dir, frames_dir):
+    base, env, _ = built
+    wrong = np.fromfile(base / "features", np.float32)
+    np.random.default_rng(0).shuffle(wrong)
+    wrong.tofile(base / "wrong")
+    env = env | {"STAND_IN_FEATURES": base / "wrong"}
+    (base / "work" / "axmodel_fidelity.json").unlink()
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env)
+    assert process.returncode == 1
+    assert "FAILED" in process.stdout
+    assert "language model" not in process.stdout
+
+
+def test_a_compiler_that_fails_is_quoted(built, tiny_dir, frames_dir):
+    base, env, _ = built
+    env = env | {"STAND_IN_FAIL": "build:3", "OUT": base / "out2"}
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env)
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert not (base / "out2" / "tiny_vision.axmodel").exists()
+
+
+def test_a_compiler_that_is_named_but_absent(tiny_dir, frames_dir, tmp_path):
+    process = export_video(tiny_dir, frames_dir, env={"WORKDIR": tmp_path, "PULSAR2": "no-such-compiler"})
+    assert process.returncode == 2
+    assert "no-such-compiler" in process.stderr
+    assert not (tmp_path / "capture.json").exists()
+
+
+def test_dry_run_prints_and_does_nothing(tiny_dir, frames_dir, tmp_path):
+    env = {"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out", "VENV": tmp_path / "venv"}
+    process = export_video(tiny_dir, frames_dir, "--dry-run", env=env | {"PYTHON": sys.executable})
+    assert process.returncode == 0, process.stderr
+    for word in ("-m venv", "run_video_by_sec.py", "export.py", "get_calib.py", "pulsar2 build", "pulsar2 llm_build"):
+        assert word in process.stdout, word
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected a checkpoint directory"),
+        (["/no/such/checkpoint"], "/no/such/checkpoint"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--resume", "--force"], "exclude each other"),
+        (["--demo", "clip.mp4"], "leave out clip.mp4"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    process = export_video(*arguments, cwd=tmp_path)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_video(tiny_dir, tmp_path):
+    process = export_video(tiny_dir, "no such.mp4", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "no such.mp4" in process.stderr
+
+
+def test_help():
+    process = export_video("--help")
+    assert process.returncode == 0
+    assert "PREFILL_LEN" in process.stdout and "set -euo" not in process.stdout
