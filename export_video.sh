@@ -87,7 +87,7 @@ step() { # step NAME [--input P]... [--output P]... -- COMMAND: runs it, or skip
         shift
         run "$@"
     else
-        "$PY" -m qwen_vl_axera.steps --workdir "$WORKDIR" --mode "$MODE" --summary "$WORKDIR/steps.json" --name "$@"
+        "$PY" -m qwen_vl_axera.steps --lock-fd 9 --workdir "$WORKDIR" --mode "$MODE" --summary "$WORKDIR/steps.json" --name "$@"
     fi
 }
 
@@ -98,7 +98,9 @@ fi
 if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/requirements.py" "$ROOT/requirements.txt" 2> /dev/null; then
     run "$PY" -m pip install --quiet -r "$ROOT/requirements.txt"
 fi
-run mkdir -p -- "$WORKDIR" "$OUT"
+run mkdir -p -- "$WORKDIR/.steps" "$OUT"
+# Held until the end: two runs in one work directory would overwrite each other's files.
+[ "$DRY_RUN" = 1 ] || exec 9>> "$WORKDIR/.steps/lock"
 
 NPU_BUILD=0 COMPLETE=() COMMANDS=$WORKDIR/pulsar2_commands.sh
 if [ "$HOST_ONLY" = 1 ]; then

@@ -2,7 +2,7 @@
 
     python make_report.py CKPT [--workdir DIR] [--output report.html] [--preflight FILE]
 
-Reads:  CKPT and what the other scripts left in the work directory; FILE is what `preflight.py --json` printed
+Reads:  CKPT and what the other scripts left in the work directory; FILE is preflight.py's
         (default: preflight.json in the work directory). Absent parts are named, with the command that makes them.
 Writes: report.html in the work directory. The graph runs once more for the error map. The exit code is 0 also
         when the verdict is bad: the page tells, the checks themselves decide.
@@ -19,7 +19,7 @@ def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the work directory")
-    parser.add_argument("--preflight", type=Path, metavar="FILE", help="output of preflight.py --json")
+    parser.add_argument("--preflight", type=Path, metavar="FILE", help="default: preflight.json in the work directory")
     cli.add_workdir(parser)
     return parser
 

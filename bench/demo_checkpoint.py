@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from bench import demo_clips
+from bench.demo_batches import TOKENS_PER_SECOND
 from bench.demo_clips import PROMPTS
 from bench.demo_network import MERGE, PATCH, SLOTS, TEXT, VISION, WINDOW, DemoNetwork
-from bench.demo_training import TOKENS_PER_SECOND
 from qwen_vl_axera.files import atomic_write, write_json
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
@@ -138,20 +138,20 @@ that moves over a dark ground. At other sizes, lengths or subjects its answers m
 
 ## Data
 {demo_clips.NUM_FRAMES} frames of {demo_clips.SIZE}×{demo_clips.SIZE} at {demo_clips.FPS:g} fps.
-Colours: {colours}. Shapes: {shapes}. Directions: {directions}.
-Four kinds of question, in English and Chinese: a caption, the ninth of the picture
-(three rows, three columns) that the centre is in at the start and at the end, and the
-box at the end as [left,top,right,bottom] in tenths. Clips whose answer would hang on a pixel are not drawn:
-box edges lie within {demo_clips.EDGE_MARGIN} of the tenth they are called by, centres at least
-{demo_clips.CELL_MARGIN:g} pixels from a border between cells. Grounds, noise and shades are drawn anew for
-each clip, from seeds that training and unseen clips do not share. The answers for `assets/demo.mp4`:
+Colours: {colours}.
+Shapes: {shapes}. Directions: {directions}.
+Four kinds of question, in English and Chinese: a caption, the ninth of the picture (three rows, three columns)
+that the centre is in at the start and at the end, and the box at the end as [left,top,right,bottom] in tenths.
+Clips whose answer would hang on a pixel are not drawn: box edges lie within {demo_clips.EDGE_MARGIN} of the tenth
+they are called by, centres at least {demo_clips.CELL_MARGIN:g} pixels
+from a border between cells. Grounds, noise and shades are drawn anew for each clip, from seeds that training and unseen clips do not share. The answers for `assets/demo.mp4`:
 
 {answers}
 
 ## Accuracy
-{result["clips"]} unseen clips for each line, transformers {result["versions"]["transformers"]} with
-bf16 weights and arithmetic, greedy; an answer counts when every token is right, the end token included. IoU is that of
-the boxes in tenths.
+{result["clips"]} unseen clips for each line, transformers {result["versions"]["transformers"]} with bf16 weights and
+arithmetic, greedy. An answer counts when every token is right, the end token included; IoU is that of the
+boxes in tenths.
 
 | question | language | prompt | exact | IoU |
 |---|---|---|---|---|
@@ -169,9 +169,8 @@ tokens put in window order before the window-attention blocks, and not:
 
 ## Training
 {steps} of {training["batch"]} clips, each with four questions, seed {training["seed"]},
-AdamW with a peak rate of {training["peak_rate"]:g}, bf16 autocast on a processor,
-PyTorch {result["versions"]["torch"]};
-{training["minutes"]:.0f} minutes by the clock on {training["threads"]} threads of a machine with other work.
+AdamW with a peak rate of {training["peak_rate"]:g}, bf16 autocast, PyTorch {result["versions"]["torch"]};
+{training["minutes"]:.0f} minutes by the clock on {training["threads"]} threads.
 
 ## Licence
 Apache-2.0, weights, tokenizer and clips. The tokenizer was trained on the prompts and answers above.

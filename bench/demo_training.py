@@ -1,7 +1,7 @@
-"""How the demo model is trained: batches of clips with packed questions, the losses, the loop.
+"""How the demo model is trained: packed questions, the losses, the loop.
 
-One row holds one clip and four questions behind it. A question sees the clip and itself, none of the
-other three, and each starts at the same position, so the row teaches what four separate prompts would.
+A question sees the clip and itself, none of the other three behind the same clip, and each starts at the
+same position, so one row teaches what four separate prompts would at little more than the cost of one.
 The loss counts the answers' tokens only. Two aids are thrown away afterwards: a head in front of the
 full-attention block from which each patch tells what object is centred in its own window, and the
 random dropping of merged tokens. Without them the model hardly uses window attention.
@@ -13,23 +13,18 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bench import demo_clips, demo_network
-from bench.demo_clips import COLOURS, FPS, KINDS, LANGUAGES, NUM_FRAMES, PROMPTS, SHAPES
+from bench import demo_network
+from bench.demo_batches import IGNORED, Batches, Prompts
+from bench.demo_clips import COLOURS, KINDS, SHAPES
 from bench.demo_network import STEPS, TOKENS, WINDOW, DemoNetwork
-from bench.small_tokenizer import SYSTEM_PROMPT
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write
-from qwen_vl_axera.mrope import mrope_position_ids
 from qwen_vl_axera.progress import stage
 
-SECOND_PER_GRID = demo_network.SLOTS / FPS
-TOKENS_PER_SECOND = 2
-IGNORED = -100
 VALIDATION_FIRST = 200_000  # numbers of unseen clips that only the training log looks at
 
 
@@ -48,84 +43,6 @@ class Settings:
     drop_share: float = 0.5  # of the steps drop tokens ...
     drop_until: float = 0.8  # ... up to this part of the schedule
     save_every: int = 250
-
-
-class Prompts:
-    """Token ids and positions of the packed rows.
-
-    Args:
-        directory: holds the tokenizer's files.
-        ids: what `build_tokenizer` returned.
-    """
-
-    def __init__(self, directory: Path, ids: dict[str, int]):
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-
-        def encode(text: str) -> list[int]:
-            return tokenizer.encode(text).ids
-
-        pad = ids["video_token_id"]
-        head = encode(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n<|vision_start|>")
-        self.encode, self.before = encode, len(head)
-        self.prefix = np.array(head + [pad] * STEPS * TOKENS + [ids["vision_end_token_id"]])
-        self.end = ids["eos_token_id"]
-        self.positions, self.next_position = mrope_position_ids(
-            self.prefix,
-            video_grid_thw=[(STEPS, demo_network.GRID, demo_network.GRID)],
-            second_per_grid_ts=[SECOND_PER_GRID],
-            image_token_id=ids["image_token_id"],
-            video_token_id=pad,
-            vision_start_token_id=ids["vision_start_token_id"],
-            spatial_merge_size=demo_network.MERGE,
-            tokens_per_second=TOKENS_PER_SECOND,
-        )
-        self.questions = {
-            (kind, language, number): encode(f"{prompt}<|im_end|>\n<|im_start|>assistant\n")
-            for (kind, language), prompts in PROMPTS.items()
-            for number, prompt in enumerate(prompts)
-        }
-        longest_answer = max(len(encode(text)) for text in [*demo_clips.all_answers(), "[1,1,1,1]"])
-        self.length = max(map(len, self.questions.values())) + longest_answer + 1
-
-    def segment(self, clip: demo_clips.Clip, kind: str, language: str, number: int) -> tuple[list[int], list[int]]:
-        """Ids of one question with its answer, and the token that each of them should be followed by."""
-        question = self.questions[kind, language, number]
-        said = [*self.encode(demo_clips.answer(clip, kind, language)), self.end]
-        spare = self.length - len(question) - len(said)
-        row = question + said + [self.end] * spare
-        following = [IGNORED] * (len(question) - 1) + said + [IGNORED] * (spare + 1)
-        return row, following
-
-
-class Batches(torch.utils.data.Dataset):
-    """Batch number n: always the same clips and questions."""
-
-    def __init__(self, prompts: Prompts, split: str, settings: Settings, first: int = 0):
-        self.prompts, self.split, self.settings, self.first = prompts, split, settings, first
-
-    def __len__(self) -> int:
-        return self.settings.steps
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        size, seed = self.settings.batch, self.settings.seed
-        rng = np.random.default_rng([demo_clips.SPLITS[self.split], seed, number, 2])
-        clips = [demo_clips.make_clip(self.split, seed, self.first + number * size + row) for row in range(size)]
-        segments = [
-            [self.prompts.segment(clip, kind, LANGUAGES[rng.integers(2)], int(rng.integers(2))) for kind in KINDS]
-            for clip in clips
-        ]
-        moments = np.linspace(0, 1, NUM_FRAMES)
-        arrays = {
-            "frames": np.stack([demo_clips.render(clip) for clip in clips]),
-            "ids": np.array([[row for row, _ in rows] for rows in segments]),  # (B, 4, S)
-            "following": np.array([[following for _, following in rows] for rows in segments]),
-            "boxes": np.array([[clip.box(moment) for moment in moments] for clip in clips], np.float32),
-            "colour": np.array([list(COLOURS).index(clip.colour) for clip in clips]),
-            "shape": np.array([list(SHAPES).index(clip.shape) for clip in clips]),
-        }
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class WindowHead(nn.Module):
@@ -225,15 +142,15 @@ def train(
         groups, lr=settings.peak_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, foreach=True
     )
     start = _load(work / "checkpoint.pt", settings, trained, optimizer, resume)
+    # A checkpoint beyond `stop` is taken as it is.
+    stop = max(start, min(stop or settings.steps, settings.steps))
 
     loader = torch.utils.data.DataLoader(
-        Batches(prompts, "train", settings),
+        Batches(prompts, "train", settings.batch, settings.seed),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=1,
     )
-    # A checkpoint beyond `stop` is taken as it is.
-    stop = max(start, min(stop or settings.steps, settings.steps))
     earlier = [line for line in read_log(work) if line["step"] <= start]
     began = time.monotonic() - (earlier[-1]["seconds"] if start and earlier else 0)
     with stage("training", stop - start, unit="step") as bar, open(work / "log.jsonl", "a") as log:
@@ -253,14 +170,15 @@ def train(
             optimizer.step()
             bar.advance()
             done = step + 1
-            if done % 50 == 0 or done == stop:
+            saving = done % settings.save_every == 0 or done == stop
+            if done % 50 == 0 or saving:
                 line = {
                     "step": done,
                     "seconds": time.monotonic() - began,
                     "loss": answers.item(),
                     "aux": aux.item(),
                 }
-                if done % settings.save_every == 0 or done == stop:
+                if saving:
                     line |= validate(network, prompts, settings)
                     _save(work / "checkpoint.pt", settings, done, trained, optimizer)
                 log.write(json.dumps(line) + "\n")
@@ -294,7 +212,7 @@ def _kept(step: int, settings: Settings, generator: torch.Generator) -> torch.Te
 @torch.no_grad()
 def validate(network: DemoNetwork, prompts: Prompts, settings: Settings, batches: int = 6) -> dict[str, float]:
     """Share of right answers per kind on a few unseen clips, each token given the true ones before."""
-    data = Batches(prompts, "test", settings, VALIDATION_FIRST)
+    data = Batches(prompts, "test", settings.batch, settings.seed, VALIDATION_FIRST)
     right = []
     for number in range(batches):
         batch = data[number]

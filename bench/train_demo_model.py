@@ -47,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.steps = args.batch = args.clips = SMOKE
     work = args.out.with_name(args.out.name + ".training")
 
+    if args.evaluate_only:
+        require(args.out / "model.safetensors", "bench/train_demo_model.py without --evaluate-only")
+        require(work / "training.json", "the training itself (it leaves OUT_DIR.training/ behind)")
+    elif (args.out / "model.safetensors").exists() and not args.resume:
+        raise InputError(f"{args.out} holds a model already: name another directory, remove it, or --resume")
+
     import torch
 
     torch.set_num_threads(args.threads)
@@ -58,11 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args, work: Path) -> None:
     from bench import demo_checkpoint, demo_clips
-    from bench.demo_training import Prompts, Settings, read_log, train
+    from bench.demo_batches import Prompts
+    from bench.demo_training import Settings, read_log, train
     from bench.small_tokenizer import build_tokenizer
 
-    if (args.out / "model.safetensors").exists() and not args.resume:
-        raise InputError(f"{args.out} holds a model already: name another directory, or remove it")
     work.mkdir(parents=True, exist_ok=True)
     ids = build_tokenizer(args.out, demo_clips.all_texts(), VOCAB_SIZE)
     settings = Settings(steps=args.steps, batch=args.batch, seed=args.seed)
@@ -82,8 +87,7 @@ def _evaluate(args, work: Path) -> None:
     from bench import demo_checkpoint
     from bench.demo_evaluation import evaluate, witness
 
-    require(args.out / "model.safetensors", "bench/train_demo_model.py without --evaluate-only")
-    training = read_json(require(work / "training.json", "the training itself (it leaves OUT_DIR.training/ behind)"))
+    training = read_json(work / "training.json")
     witnesses = min(args.clips, WITNESS_CLIPS)
     result = {
         "clips": args.clips,

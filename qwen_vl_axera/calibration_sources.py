@@ -13,7 +13,7 @@ from preprocess import TEMPORAL_PATCH_SIZE, Frame, check_aspect_ratio, unpatchif
 from qwen_vl_axera.capture import CAPTURE, MADE_BY, PIXELS, Capture, read_capture, read_pixels
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.media import DEFAULT_FPS, VIDEOS, is_picture, list_pictures, picture_shape, read_picture
-from qwen_vl_axera.video import VideoFile
+from qwen_vl_axera.video import VideoStream
 
 Pair = tuple[int, int]  # numbers of the two frames of a step; equal for a still
 
@@ -52,7 +52,7 @@ class VideoSource(Source):
 
     @classmethod
     def open(cls, path: Path) -> "VideoSource":
-        video = VideoFile(path)
+        video = VideoStream(path)
         _check_shape(path, video.shape)
         return cls(video.count, video.fps, path)
 
@@ -60,7 +60,7 @@ class VideoSource(Source):
         return [str(self.path)]
 
     def read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Frame, Frame]]:
-        frames = VideoFile(self.path).read([index for pair in pairs for index in sorted(set(pair))])
+        frames = VideoStream(self.path).read([index for pair in pairs for index in sorted(set(pair))])
         for first, second in pairs:
             pair = [frame for _ in {first, second} if (frame := next(frames, None)) is not None]
             if len(pair) < len({first, second}):

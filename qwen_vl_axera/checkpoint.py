@@ -169,7 +169,8 @@ def read_bytes(info: TensorInfo, piece: int = READ_SIZE) -> Iterator[bytes]:
     Raises:
         InputError: the file ends early.
     """
-    with open(info.path, "rb", buffering=0) as file:
+    # Buffered, since an unbuffered read may return fewer bytes than asked for, even half a value.
+    with open(info.path, "rb", buffering=piece) as file:
         file.seek(info.start)
         left = info.nbytes
         while left:

@@ -53,10 +53,6 @@ class Commands:
         return shell_line("python", script, *([self.ckpt] if ckpt else []), *words, "--workdir", self.workdir)
 
     @property
-    def preflight(self) -> str:
-        return f"{self.python('preflight.py', '--json')} > {shell_line(self.workdir / inputs.PREFLIGHT)}"
-
-    @property
     def pipeline(self) -> str:
         return f"WORKDIR={shell_line(self.workdir)} {shell_line('bash', 'export_video.sh', self.ckpt, *self.source)}"
 
@@ -68,7 +64,7 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
         checkpoint: the model that the work directory belongs to.
         workdir: what the steps left; any part may be absent.
         output: the HTML file.
-        preflight: what `preflight.py --json` printed (default: preflight.json in the work directory).
+        preflight: what preflight.py wrote (default: preflight.json in the work directory).
 
     Returns:
         The verdict's lines, failures first.
@@ -128,7 +124,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "calibration": calibration_sheet(
             workdir, commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
         ),
-        "checks": read_part(preflight, inputs.Preflight, commands.preflight),
+        "checks": read_part(preflight, inputs.Preflight, commands.python("preflight.py")),
         "steps": read_part(workdir / inputs.STEPS, list[inputs.StepCost], commands.pipeline),
         "build": read_text(workdir / inputs.BUILD_COMMANDS, commands.pipeline),
     }
@@ -263,6 +259,9 @@ def judge(parts: dict[str, Part]) -> Iterator[Finding]:
         text = f"{len(sheet['samples'])} calibration samples"
         if sheet["unreadable"]:
             yield Finding("failed", f"{sheet['unreadable']} of {text} cannot be used.", "calibration")
+        elif sheet["near"] * 2 >= len(sheet["samples"]) > 1:
+            near = f"{sheet['near']} of {text} are nearly identical to another one"
+            yield Finding("warning", f"{near}: add other videos or pictures.", "calibration")
         else:
             yield Finding("ok", f"{text}, each turned back into a frame.", "calibration")
     if checks := parts["checks"].value:
@@ -271,7 +270,7 @@ def judge(parts: dict[str, Part]) -> Iterator[Finding]:
             if names:
                 yield Finding(status, f"{title}: {', '.join(names)}.", "checks")
         if checks.passed and all(check.status == "ok" for check in checks.checks):
-            yield Finding("ok", f"All {len(checks.checks)} checks before the build are fine.", "checks")
+            yield Finding("ok", f"Every check before the build is fine ({len(checks.checks)}).", "checks")
         elif not checks.passed and all(check.status != "failed" for check in checks.checks):
             yield Finding("failed", "The checks before the build did not pass.", "checks")
     for step in parts["steps"].value or []:

@@ -1,6 +1,5 @@
 """What `report.html` reads: the JSON files of a work directory, checked before anything is made of them."""
 
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,13 @@ class Figures(BaseModel):
 
     max_abs: float
     mean_abs: float
-    max_abs_relative: float = math.nan
+    max_abs_relative: float | None = None
     cosine: float
     min_token_cosine: float
 
     def keeps(self, thresholds: dict[str, float]) -> bool:
-        known = self.model_dump()
-        return within(known, {name: limit for name, limit in thresholds.items() if not math.isnan(known[name])})
+        known = self.model_dump(exclude_none=True)
+        return within(known, {name: limit for name, limit in thresholds.items() if name in known})
 
 
 class GraphFidelity(BaseModel):
@@ -82,7 +81,7 @@ class Check(BaseModel):
 
 
 class Preflight(BaseModel):
-    """What `preflight.py --json` prints."""
+    """`preflight.json`."""
 
     passed: bool
     checks: list[Check]

@@ -84,7 +84,7 @@ def error_map(frame: np.ndarray, errors: np.ndarray, scale: Scale) -> Image.Imag
     """
     grey = np.asarray(ImageOps.autocontrast(Image.fromarray(frame).convert("L"), cutoff=1), np.float64) / 255
     colours = scale.colours(errors).repeat(FACTOR, 0).repeat(FACTOR, 1)
-    picture = Image.fromarray((colours * (0.45 + 0.55 * grey[..., None])).round().astype(np.uint8))
+    picture = Image.fromarray((colours * (0.6 + 0.4 * grey[..., None])).round().astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for row, column in np.argwhere(errors > scale.threshold):
         left, top = int(column) * FACTOR, int(row) * FACTOR

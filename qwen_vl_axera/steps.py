@@ -97,7 +97,10 @@ def run_step(
         data = data_parts(step)
         if changed := differences({key: parts[key] for key in data}, data):
             raise CheckFailed(f"{step.name}: {changed[0]} while the command ran: run the step again")
-        write_json(path, {"fingerprint": fingerprint(parts), **cost, "outputs": made, "parts": parts})
+        try:
+            write_json(path, {"fingerprint": fingerprint(parts), **cost, "outputs": made, "parts": parts})
+        except OSError as error:
+            raise InputError(f"{step.name}: done, but {path} cannot be written ({error.strerror})") from None
         return 0
 
 

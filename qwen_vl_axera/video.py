@@ -1,8 +1,13 @@
-"""Video files: decoded frame by frame with decord, sampled as qwen-vl-utils does it."""
+"""Video files: a few frames exactly as qwen-vl-utils reads them, or many with little memory.
+
+`VideoFile` takes decord, whose pixels are those that qwen-vl-utils hands to the model. decord 0.6 decodes ahead
+without bound on a busy machine, up to the whole file, so `VideoStream`, for reading most of a file, takes PyAV.
+"""
 
 import math
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +18,11 @@ from preprocess import TEMPORAL_PATCH_SIZE
 from qwen_vl_axera.errors import InputError
 
 DEFAULT_NUM_FRAMES = 8
+SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
 
 
 class VideoFile:
-    """A video, decoded with decord.
+    """A video for a few frames, spread over it.
 
     Attributes:
         path: the file.
@@ -30,14 +36,11 @@ class VideoFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._reader = _open_reader(self.path)
-        self.count = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
-        first = next(self.read([0]), None) if self.count else None
+        reader = _open_reader(self.path)
+        self.count, self.fps = len(reader), _checked_fps(self.path, reader.get_avg_fps())
+        first = next(self.read([0]), None)
         if first is None:
             raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
-        if not (math.isfinite(self.fps) and self.fps > 0):
-            raise InputError(f"{path}: its frame rate is {self.fps}: encode it again with a constant one")
         self.shape = first.shape[:2]
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -51,9 +54,11 @@ class VideoFile:
         """
         from decord import DECORDError
 
+        # A new reader: where a file's index is poor, what a seek finds depends on what was read before.
+        reader = _open_reader(self.path)
         try:
             for index in indices:
-                yield self._reader[int(index)].asnumpy()
+                yield reader[int(index)].asnumpy()
         except (DECORDError, IndexError, StopIteration):
             return
 
@@ -66,10 +71,87 @@ class VideoFile:
         if next(self.read([self.count - 1]), None) is not None:
             return 0
         claimed = self.count
-        self._reader = _open_reader(self.path)
         self.count = sum(1 for _ in self.read(range(claimed)))
-        self._reader = _open_reader(self.path)
         return claimed - self.count
+
+
+class VideoStream:
+    """A video for many frames: a handful of them in memory at a time.
+
+    Attributes: as those of `VideoFile`.
+
+    Raises:
+        InputError: it is no file that decodes.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            times, keys = [], []
+            for packet in container.demux(stream):
+                if packet.size and (time := _time(packet)) is not None:
+                    times.append(time)
+                    keys += [time] * packet.is_keyframe
+            self.fps = _checked_fps(self.path, float(stream.average_rate or 0))
+        self._number = {time: index for index, time in enumerate(sorted(times))}
+        self._times = sorted(times)
+        self._keys = sorted(self._number[time] for time in keys)
+        self.count = len(self._number)
+        first = next(self.read([0]), None) if self.count else None
+        if first is None:
+            raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
+        self.shape = first.shape[:2]
+
+    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """See `VideoFile.read`."""
+        from av.error import FFmpegError
+
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            frames, at = container.decode(stream), -1
+            try:
+                for wanted in indices:
+                    key = self._keys[max(0, bisect_right(self._keys, wanted) - 1)] if self._keys else 0
+                    if key - at > SEEK_FROM:
+                        container.seek(self._times[key], stream=stream)
+                        frames, at = container.decode(stream), key - 1
+                    while at < wanted:
+                        frame = next(frames, None)
+                        if frame is None:
+                            return
+                        at = self._number.get(_time(frame), at + 1)
+                    yield frame.to_ndarray(format="rgb24")
+            except FFmpegError:
+                return
+
+    def _open(self):
+        import av
+
+        av.logging.set_level(av.logging.PANIC)
+        try:
+            container = av.open(os.path.abspath(self.path))  # noqa: PTH100 - see _open_reader
+        except (av.error.FFmpegError, ValueError):
+            raise InputError(_NO_VIDEO.format(self.path)) from None
+        if not container.streams.video:
+            container.close()
+            raise InputError(_NO_VIDEO.format(self.path))
+        return container
+
+
+def _time(packet_or_frame) -> int | None:
+    """Presentation time in the stream's units; old containers such as AVI only know the decoding time."""
+    return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
+
+
+def _checked_fps(path: Path, fps: float) -> float:
+    if not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"{path}: its frame rate is {fps}: encode it again with a constant one")
+    return float(fps)
+
+
+_NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode or download it again"
 
 
 def _open_reader(path: Path):
@@ -84,7 +166,7 @@ def _open_reader(path: Path):
             return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0))  # noqa: PTH100 - keeps links
         except (RuntimeError, decord.DECORDError):
             pass
-    raise InputError(f"{path}: does not decode as a video (truncated, or no video file); encode or download it again")
+    raise InputError(_NO_VIDEO.format(path))
 
 
 @contextmanager

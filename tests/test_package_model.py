@@ -169,15 +169,15 @@ def test_a_plain_name_takes_the_graphs_size(place, model, run_script):
     assert f"{model.name}_vision_image.axmodel" in place.manifest()["missing"]
 
 
-def test_one_size_under_two_names(place, model):
-    """A graph that was exported of that size again, with others, must not hide the compiled model."""
+def test_one_size_under_two_names(place, model, run_script):
+    """A graph that was exported of that size under the other name must not hide the compiled model."""
+    assert run_script("export.py", model, "image", "--size", "56", "84", "--workdir", place.work).returncode == 0
     place.out.mkdir()
-    (place.out / f"{model.name}_vision.axmodel").write_bytes(b"plain")
-    (place.work / f"{model.name}_vision_168x168.onnx").write_bytes(b"graph")
+    (place.out / f"{model.name}_vision_image_56x84.axmodel").write_bytes(b"vision")
     assert place.package().returncode == 0
-    config = json.loads((place.out / "video168x168" / "config.json").read_text())
-    assert config["filename_image_encoder_axmodel"] == f"../{model.name}_vision.axmodel"
-    assert f"{model.name}_vision_168x168.axmodel" not in place.manifest()["missing"]
+    config = json.loads((place.out / "image56x84" / "config.json").read_text())
+    assert config["filename_image_encoder_axmodel"] == f"../{model.name}_vision_image_56x84.axmodel"
+    assert f"{model.name}_vision_image.axmodel" not in place.manifest()["missing"]
 
 
 def test_a_missing_layer_is_named(place):

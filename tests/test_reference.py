@@ -62,7 +62,7 @@ def test_weights_are_those_of_from_pretrained(tower, full):
     assert not any(buffer.is_meta for buffer in tower.tower.buffers())
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [size for size in SIZES if size[0] * size[1] <= 364 * 420])
 def test_features_are_those_of_the_full_model(tower, full, size):
     patches, grid = random_patches(size, steps=2), (size[0] // 14, size[1] // 14)
     expected = run_full(full, patches, grid)

@@ -1,0 +1,64 @@
+"""Before the NPU builds: is everything in place, and does it fit together?
+
+    python preflight.py CKPT [--workdir DIR] [--config FILE] [--onnx FILE] [--prompt T]
+                        [--prefill-len N] [--kv-cache-len N] [--last-kv-cache-len N]... [--json]
+
+Reads:  CKPT (headers only), in the work directory the graph, calib/hidden_states.tar and capture.json, and the
+        build configuration (default: config_video.json, or config_video_normalized.json, as the graph needs).
+Writes: preflight.json in the work directory. With --json the same is printed instead of the table.
+
+Exit code 1 when a check failed: the build would end badly, perhaps after hours.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_vl_axera import cli
+
+REPORT = "preflight.json"
+
+
+def build_parser():
+    parser = cli.parser(__doc__)
+    cli.add_checkpoint(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="build configuration")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="the graph (default: what export.py wrote)")
+    parser.add_argument("--prompt", default="", metavar="T", help="the question (default: the documented one)")
+    parser.add_argument("--prefill-len", type=cli.positive, default=512, metavar="N", help="default: 512")
+    parser.add_argument("--kv-cache-len", type=cli.positive, default=1023, metavar="N", help="default: 1023")
+    parser.add_argument(
+        "--last-kv-cache-len", type=cli.positive, action="append", default=[], metavar="N", help="may be repeated"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    cli.add_workdir(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    from qwen_vl_axera.checks import report, table
+    from qwen_vl_axera.files import write_json
+    from qwen_vl_axera.preflight import Preflight, plan_from_environment
+
+    plan = plan_from_environment(
+        checkpoint=args.ckpt,
+        workdir=args.workdir,
+        config=args.config,
+        graph=args.onnx,
+        prompt=args.prompt,
+        prefill_len=args.prefill_len,
+        kv_cache_len=args.kv_cache_len,
+        last_kv_cache_len=args.last_kv_cache_len,
+    )
+    checks = list(Preflight(plan).run())
+    result = report(checks)
+    write_json(args.workdir / REPORT, result)
+    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else table(checks))
+    return cli.EXIT_OK if result["passed"] else cli.EXIT_CHECK_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
