@@ -144,7 +144,8 @@ Four kinds of question, in English and Chinese: a caption, the ninth of the pict
 that the centre is in at the start and at the end, and the box at the end as [left,top,right,bottom] in tenths.
 Clips whose answer would hang on a pixel are not drawn: box edges lie within {demo_clips.EDGE_MARGIN} of the tenth
 they are called by, centres at least {demo_clips.CELL_MARGIN:g} pixels
-from a border between cells. Grounds, noise and shades are drawn anew for each clip, from seeds that training and unseen clips do not share. The answers for `assets/demo.mp4`:
+from a border between cells. Grounds, noise and shades are drawn anew for each clip, from seeds that training
+and unseen clips do not share. The answers for `assets/demo.mp4`:
 
 {answers}
 

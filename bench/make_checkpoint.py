@@ -1,6 +1,7 @@
 """Make a seeded random checkpoint of the true shape of a Qwen2.5-VL model, for measurements and tests.
 
-    python bench/make_checkpoint.py DIR [--shape 3B|7B|32B|72B] [--lm-layers N] [--outliers] [--seed S]
+    python bench/make_checkpoint.py DIR [--shape 3B|7B|32B|72B] [--lm-layers N] [--vision-only]
+                                    [--outliers] [--seed S]
 
 Writes: DIR/config.json, model-*.safetensors (bf16) and their index, as on the hub. Tensors are made and
 written one at a time. Weights are drawn so that activations keep a sane range and attention is not uniform;
@@ -25,7 +26,7 @@ from qwen_vl_axera.checkpoint import INDEX_FILE
 from qwen_vl_axera.config import load_config
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, write_json
-from qwen_vl_axera.tensors import expected_tensors
+from qwen_vl_axera.tensors import expected_tensors, vision_tensors
 
 SHARD_SIZE = 4 << 30  # bytes
 OUTLIER_CHANNELS, OUTLIER_SCALE = 3, 40.0
@@ -107,7 +108,9 @@ def flat_config(text: dict, vision: dict, tokens: dict) -> dict:
     return model | {"torch_dtype": "bfloat16"} | tokens | TEXT | text | {"vision_config": VISION | vision}
 
 
-def make_checkpoint(directory: Path, config: dict, seed: int = 0, outliers: bool = False) -> None:
+def make_checkpoint(
+    directory: Path, config: dict, seed: int = 0, outliers: bool = False, vision_only: bool = False
+) -> None:
     """Writes a random checkpoint.
 
     Args:
@@ -115,6 +118,7 @@ def make_checkpoint(directory: Path, config: dict, seed: int = 0, outliers: bool
         config: the content of config.json.
         seed: each tensor is drawn from this and its own name, so shapes can change one by one.
         outliers: scale a few channels in front of the last block's down_proj.
+        vision_only: leave the language model out; enough for the steps that only read the vision tower.
 
     Raises:
         InputError: the directory already holds safetensors files.
@@ -125,7 +129,7 @@ def make_checkpoint(directory: Path, config: dict, seed: int = 0, outliers: bool
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config)
     model = load_config(directory)
-    shards = list(split(expected_tensors(model)))
+    shards = list(split(vision_tensors(model.vision) if vision_only else expected_tensors(model)))
     names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     total = sum(2 * math.prod(shape) for shard in shards for shape in shard.values())
     last_block = f"visual.blocks.{model.vision.depth - 1}.mlp" if outliers else None
@@ -201,6 +205,7 @@ def build_parser():
     parser.add_argument("directory", metavar="DIR", type=Path)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="3B")
     parser.add_argument("--lm-layers", type=int, metavar="N", help="fewer language-model layers (default: all)")
+    parser.add_argument("--vision-only", action="store_true", help="no language model, not even its embeddings")
     parser.add_argument("--outliers", action="store_true", help="massive activations in block 31's down_proj")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     return parser
@@ -208,7 +213,8 @@ def build_parser():
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    make_checkpoint(args.directory, hub_config(args.shape, args.lm_layers), args.seed, args.outliers)
+    config = hub_config(args.shape, args.lm_layers)
+    make_checkpoint(args.directory, config, args.seed, args.outliers, args.vision_only)
     size = sum(path.stat().st_size for path in args.directory.glob("*.safetensors"))
     print(f"{args.directory}: random {args.shape} checkpoint, {size / 1e9:.2f} GB")
     return 0

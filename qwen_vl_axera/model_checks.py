@@ -28,7 +28,7 @@ def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
         yield Check(
             "checkpoint storage",
             "failed",
-            f"a {method} checkpoint: {packed} tensors are packed; Pulsar2 quantises by itself and reads none of them",
+            f"quantised with {method}: {packed} tensors are packed; Pulsar2 quantises by itself and reads none of them",
             ORIGINAL,
         )
     else:

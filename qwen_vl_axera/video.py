@@ -88,16 +88,14 @@ class VideoStream:
         self.path = Path(path)
         with self._open() as container:
             stream = container.streams.video[0]
-            times, keys = [], []
-            for packet in container.demux(stream):
-                if packet.size and (time := _time(packet)) is not None:
-                    times.append(time)
-                    keys += [time] * packet.is_keyframe
+            packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
             self.fps = _checked_fps(self.path, float(stream.average_rate or 0))
-        self._number = {time: index for index, time in enumerate(sorted(times))}
-        self._times = sorted(times)
-        self._keys = sorted(self._number[time] for time in keys)
-        self.count = len(self._number)
+        self.count = len(packets)
+        # Containers such as AVI know no presentation times: frames are then counted from the start.
+        timed = all(time is not None for time, _ in packets)
+        self._times = sorted(time for time, _ in packets) if timed else []
+        self._number = {time: index for index, time in enumerate(self._times)}
+        self._keys = sorted(self._number[time] for time, is_key in packets if is_key) if timed else []
         first = next(self.read([0]), None) if self.count else None
         if first is None:
             raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
@@ -113,7 +111,7 @@ class VideoStream:
             frames, at = container.decode(stream), -1
             try:
                 for wanted in indices:
-                    key = self._keys[max(0, bisect_right(self._keys, wanted) - 1)] if self._keys else 0
+                    key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys else 0
                     if key - at > SEEK_FROM:
                         container.seek(self._times[key], stream=stream)
                         frames, at = container.decode(stream), key - 1
@@ -121,7 +119,7 @@ class VideoStream:
                         frame = next(frames, None)
                         if frame is None:
                             return
-                        at = self._number.get(_time(frame), at + 1)
+                        at = self._number.get(frame.pts, at + 1)
                     yield frame.to_ndarray(format="rgb24")
             except FFmpegError:
                 return
@@ -129,7 +127,10 @@ class VideoStream:
     def _open(self):
         import av
 
-        av.logging.set_level(av.logging.PANIC)
+        # PyAV's own log callback takes the interpreter's lock, for which a decoding thread and the thread that
+        # closes the file wait for each other; FFmpeg's needs none. -8 is FFmpeg's "quiet".
+        av.logging.restore_default_callback()
+        av.logging.set_libav_level(-8)
         try:
             container = av.open(os.path.abspath(self.path))  # noqa: PTH100 - see _open_reader
         except (av.error.FFmpegError, ValueError):
@@ -138,11 +139,6 @@ class VideoStream:
             container.close()
             raise InputError(_NO_VIDEO.format(self.path))
         return container
-
-
-def _time(packet_or_frame) -> int | None:
-    """Presentation time in the stream's units; old containers such as AVI only know the decoding time."""
-    return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
 
 
 def _checked_fps(path: Path, fps: float) -> float:

@@ -159,9 +159,9 @@ def open_when_read(pipe: Path, process: subprocess.Popen) -> int:
 
 def test_a_reader_that_leaves_is_no_error(tiny_dir, frames_dir, tmp_path):
     """`script | head`: the pipe closes before the script prints."""
+    flags = ["--video", str(frames_dir), "--size", "56", "56", "--workdir", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_video_by_sec.py"), str(tiny_dir), "--video", str(frames_dir), "--size", "56"]
-        + ["56", "--workdir", str(tmp_path)],
+        [sys.executable, str(ROOT / "run_video_by_sec.py"), str(tiny_dir), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

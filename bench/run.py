@@ -1,0 +1,114 @@
+"""Measure everything side by side in one run: export, steps, memory, fidelity, frames; as ratios.
+
+    python bench/run.py [--shape 3B] [--sizes HxW...] [--parts NAME...] [--workdir DIR] [--readme] [--quick]
+
+Reads:  nothing; random checkpoints are made in WORKDIR (10 GB for the 3B) and used again.
+Writes: WORKDIR/benchmarks.json and .png. A whole run also writes docs/benchmarks.json and .png and the marked section
+        of docs/benchmarks.md, with --readme those of the READMEs, too. `--render` does that again without measuring.
+        `--quick`: a small shape, a minute, to see that it works; its numbers say nothing and change no document.
+
+What is compared runs in turn, A B B A, and what is stated is the median of the ratios. docs/benchmarks.md explains it.
+Exit code 0 whether or not targets are met: the table says which.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import chain_cost, export_cost, frame_cost, plot, render, step_cost
+from bench.measure import ROOT, Row, conditions
+from bench.plan import Plan, full_plan, quick_plan
+from qwen_vl_axera import cli
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_json, write_json
+
+SIZES = ("308x308", "448x448", "672x672", "896x896", "1288x1288")
+PARTS = {"export": export_cost, "steps": step_cost, "chain": chain_cost, "frames": frame_cost}
+DOCUMENTS = (("docs/benchmarks.md", "en", "benchmarks.png", False),)
+READMES = (("README.md", "en", "docs/benchmarks.png", True), ("README.zh-CN.md", "zh", "docs/benchmarks.png", True))
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argparse type: 308x308, height and width."""
+    try:
+        height, width = (int(side) for side in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HxW, such as 308x308") from None
+    if height < 28 or width < 28 or height % 28 or width % 28:
+        raise argparse.ArgumentTypeError(f"{text}: expected multiples of 28")
+    return height, width
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--shape", choices=("3B", "7B", "32B", "72B"), default="3B")
+    parser.add_argument("--sizes", type=size, nargs="+", default=[size(text) for text in SIZES], metavar="HxW")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--workdir", type=Path, default=Path("work-bench"), metavar="DIR", help="default: work-bench")
+    parser.add_argument("--readme", action="store_true", help="also rewrite the READMEs' sections")
+    parser.add_argument("--render", action="store_true", help="the documents again, from WORKDIR/benchmarks.json")
+    parser.add_argument("--quick", action="store_true", help="a small shape, to see that everything works")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    workdir = cli.existing_workdir(args.workdir).resolve()
+    if args.render:
+        result = read_json(workdir / "benchmarks.json")
+    else:
+        plan = quick_plan(workdir) if args.quick else full_plan(workdir, args.shape, sorted(args.sizes))
+        result = measure(plan, args.parts)
+        write_json(workdir / "benchmarks.json", result)
+    print(render.screen(result))
+    if "steps" in result["parts"]:
+        plot.draw(result, workdir / "benchmarks.png")
+    if result["parts"] == list(PARTS) and not result["quick"]:
+        publish(result, ROOT, DOCUMENTS + (READMES if args.readme else ()))
+    elif args.readme:
+        raise InputError("--readme needs a whole run: without --quick and with all --parts")
+    return cli.EXIT_OK
+
+
+def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
+    """Runs the parts and returns the content of benchmarks.json."""
+    where = conditions()
+    start = time.monotonic()
+    rows = list(_rows(plan, parts))
+    where |= {"shape": plan.shape, "minutes": (time.monotonic() - start) / 60}
+    chosen = [part for part in PARTS if part in parts]
+    return {"quick": plan.quick, "parts": chosen, "conditions": where, "rows": [row.to_json() for row in rows]}
+
+
+def _rows(plan: Plan, parts: Sequence[str]) -> Iterator[Row]:
+    for name, part in PARTS.items():
+        if name in parts:
+            start = time.monotonic()
+            for row in part.measure(plan):
+                # Targets of cost are for true size; that the answers are right must hold for any.
+                yield dataclasses.replace(row, target=None) if plan.quick and row.unit == "x" else row
+            print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+def publish(result: dict[str, Any], root: Path, documents: Sequence[tuple[str, str, str, bool]]) -> None:
+    """Writes the figures into the documents: nobody types them.
+
+    Args:
+        result: the content of benchmarks.json.
+        root: of the project.
+        documents: path, language, the plot's path from there, and whether to leave out the details.
+    """
+    write_json(root / "docs" / "benchmarks.json", result)
+    plot.draw(result, root / "docs" / "benchmarks.png")
+    for path, language, picture, brief in documents:
+        render.rewrite_section(root / path, render.markdown(result, language, picture, brief))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
