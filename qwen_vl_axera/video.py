@@ -108,18 +108,20 @@ class VideoStream:
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            frames, at = container.decode(stream), -1
+            frames, at, sought = container.decode(stream), -1, False
             try:
                 for wanted in indices:
                     key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys else 0
                     if key - at > SEEK_FROM:
                         container.seek(self._times[key], stream=stream)
-                        frames, at = container.decode(stream), key - 1
+                        frames, at, sought = container.decode(stream), key - 1, True
                     while at < wanted:
                         frame = next(frames, None)
                         if frame is None:
                             return
-                        at = self._number.get(frame.pts, at + 1)
+                        # Times tell where a seek has led; from there on counting is safer: some files write
+                        # times that do not rise with the frames.
+                        at, sought = self._number.get(frame.pts, at + 1) if sought else at + 1, False
                     yield frame.to_ndarray(format="rgb24")
             except FFmpegError:
                 return

@@ -12,4 +12,6 @@ if ! "$VENV/bin/python" "$ROOT/qwen_vl_axera/requirements.py" "$ROOT/requirement
     "$VENV/bin/python" -m pip install --quiet -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
 fi
 cd -- "$ROOT"
-exec "$VENV/bin/python" -m pytest "$@"
+# One worker a core, one thread a worker: most tests start processes and wait for imports.
+export OMP_NUM_THREADS=1
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"

@@ -11,10 +11,10 @@ from bench import render, step_cost
 from bench import run as bench_run
 from bench.make_checkpoint import make_checkpoint
 from bench.measure import Row, alternate, copy_seconds, ratio, run
-from bench.plan import quick_plan
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import CheckFailed, InputError
 from tests.conftest import ROOT
+from tests.tiny import make_tiny
 
 MEGABYTES = 1_000_000
 HOLD = "data = bytearray(b'x' * 200_000_000)"
@@ -160,12 +160,12 @@ def test_a_graph_that_answers_differently_is_named_so():
 
 def test_latency_tells_graphs_apart(tiny_dir, tmp_path, run_script):
     """Another checkpoint's graph of the same size is compared with the first, and found different."""
-    plan = quick_plan(tmp_path)
-    for name, checkpoint in (("one", tiny_dir), ("two", plan.checkpoint)):
+    other = make_tiny(tmp_path / "other", seed=1)
+    for name, checkpoint in (("one", tiny_dir), ("two", other)):
         (tmp_path / name).mkdir()
         run(["export.py", checkpoint, "video", "--size", 56, 56, "--workdir", tmp_path / name])
     one = tmp_path / "one" / f"{tiny_dir.name}_vision.onnx"
-    two = tmp_path / "two" / f"{plan.checkpoint.name}_vision.onnx"
+    two = tmp_path / "two" / f"{other.name}_vision.onnx"
     done = run_script("bench/latency.py", "--rounds", "2", "2", f"one={one}", f"again={one}", f"two={two}")
     figures = json.loads(done.stdout)
     assert figures["again"]["agreement"] == figures["one"]["agreement"]
