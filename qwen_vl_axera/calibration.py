@@ -221,14 +221,14 @@ def check_replaceable(target: Path) -> None:
 
 def _put_in_place(building: Path, target: Path) -> None:
     if not target.exists():
-        os.rename(building, target)  # noqa: PTH104
+        os.rename(building, target)
         return
     aside = building.with_name(building.name + ".old")
-    os.rename(target, aside)  # noqa: PTH104 - a directory that is not empty can't be replaced in one step
+    os.rename(target, aside)
     try:
-        os.rename(building, target)  # noqa: PTH104
+        os.rename(building, target)
     except BaseException:
         with suppress(OSError):
-            os.rename(aside, target)  # noqa: PTH104
+            os.rename(aside, target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

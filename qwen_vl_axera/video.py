@@ -134,7 +134,7 @@ class VideoStream:
         av.logging.restore_default_callback()
         av.logging.set_libav_level(-8)
         try:
-            container = av.open(os.path.abspath(self.path))  # noqa: PTH100 - see _open_reader
+            container = av.open(os.path.abspath(self.path))
         except (av.error.FFmpegError, ValueError):
             raise InputError(_NO_VIDEO.format(self.path)) from None
         if not container.streams.video:
@@ -161,7 +161,7 @@ def _open_reader(path: Path):
     # FFmpeg takes what stands before a colon for a protocol; an absolute path is never mistaken.
     with _quiet_stderr():
         try:
-            return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0))  # noqa: PTH100 - keeps links
+            return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0))
         except (RuntimeError, decord.DECORDError):
             pass
     raise InputError(_NO_VIDEO.format(path))

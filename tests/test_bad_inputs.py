@@ -219,13 +219,25 @@ CASES: dict[str, tuple[Callable[[], object], list[str], str]] = {
         CHECK,
         "vit_out.npy",
     ),
-    "gate, another checkpoint's capture": (lambda: os.rename("ckpt", "other"), [CHECK[0], "other", *CHECK[2:]], "other"),
+    "gate, another checkpoint's capture": (
+        lambda: os.rename("ckpt", "other"),
+        [CHECK[0], "other", *CHECK[2:]],
+        "other",
+    ),
     # calibration
     "calibration without inputs": (lambda: None, ["get_calib", "--inputs", "gone", "--workdir", "work"], "gone"),
-    "calibration of text": (write("t.mp4", "x" * 999), ["get_calib", "--inputs", "t.mp4", "--workdir", "work"], "t.mp4"),
+    "calibration of text": (
+        write("t.mp4", "x" * 999),
+        ["get_calib", "--inputs", "t.mp4", "--workdir", "work"],
+        "t.mp4",
+    ),
     "calibration, no samples": (lambda: None, [*CALIB, "--num-samples", "0"], "num-samples"),
     "calibration, odd size": (lambda: None, [*CALIB, "--size", "57", "84"], "28"),
-    "calibration, capture broken": (write("work/capture.json", "[]"), ["get_calib", "--workdir", "work"], "capture.json"),
+    "calibration, capture broken": (
+        write("work/capture.json", "[]"),
+        ["get_calib", "--workdir", "work"],
+        "capture.json",
+    ),
     # places
     "workdir is a file": (write("file", "x"), [*EXPORT[:3], "--size", "56", "84", "--workdir", "file"], "file"),
     "output directory is a file": (write("out", "x"), EMBED, "out"),

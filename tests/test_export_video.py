@@ -31,7 +31,7 @@ def export_video(*arguments, env=None, cwd=None):
 @pytest.fixture(scope="module")
 def host(tiny_dir, frames_dir, tmp_path_factory):
     """A finished host-only run over hostile names, in the current directory as documented."""
-    base = tmp_path_factory.mktemp("host") / "it's a \"测试\" & more"
+    base = tmp_path_factory.mktemp("host") / 'it\'s a "测试" & more'
     base.mkdir()
     checkpoint = shutil.copytree(tiny_dir, base / "-tiny 模型")
     frames = shutil.copytree(frames_dir, base / "-frames $HOME")

@@ -57,7 +57,11 @@ class Bench:
         checkpoint = Checkpoint(MODEL)
         self.layout = build_layout(checkpoint.config.vision, SIZE)
         graphs = {}
-        for name, options in (("pixels", {}), ("normalized", {"input": "normalized"}), ("dense", {"window_mode": "dense"})):
+        for name, options in (
+            ("pixels", {}),
+            ("normalized", {"input": "normalized"}),
+            ("dense", {"window_mode": "dense"}),
+        ):
             (directory / name).mkdir()
             graphs[name] = export_vision(checkpoint, directory / name, sizes=[SIZE], **options)[0].path
         clips = (make_clip("test", CLIP_SEED, number) for number in itertools.count())

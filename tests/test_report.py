@@ -398,7 +398,8 @@ def test_a_browser_shows_it(made, tiny, tmp_path, scheme, dark):
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2400", f"--screenshot={screenshot}"]
     command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    command += ["--virtual-time-budget=5000", output.as_uri()]  # pictures decode after the page has loaded
+    # Under load the screenshot is otherwise taken before every picture is decoded and painted.
+    command += ["--virtual-time-budget=5000", "--run-all-compositor-stages-before-draw", output.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     shown = np.asarray(Image.open(screenshot).convert("RGB"), np.float64)
     assert shown.shape[:2] == (2400, 1200)
