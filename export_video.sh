@@ -176,6 +176,14 @@ run "$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR" ${COMPLET
 say "report"
 run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
 
+answers() { # what the model said to transformers' features and to the graph's, once more at the end
+    [ "$DRY_RUN" = 0 ] && [ ${#TEXT[@]} -gt 0 ] || return 0
+    say "what the model says"
+    "$PY" -c 'import json, sys
+from qwen_vl_axera.fidelity import text_table
+print(text_table(json.load(open(sys.argv[1], encoding="utf-8"))["text"]))' "$WORKDIR/fidelity.json"
+}
+
 if [ "$NPU_BUILD" = 0 ]; then
     say "NPU build"
     LEFT=$(
@@ -192,10 +200,12 @@ if [ "$NPU_BUILD" = 0 ]; then
     else
         printf '%s\n' "$LEFT" > "$COMMANDS.tmp"
         mv -f -- "$COMMANDS.tmp" "$COMMANDS"
+        answers
         printf '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$COMMANDS"
     fi
 elif [ "$DRY_RUN" = 1 ]; then
     printf '\ndry run: nothing was done\n'
 else
+    answers
     printf '\ndone: everything; upload %s\n' "$OUT"
 fi

@@ -68,6 +68,11 @@ class Plan:
         """The widest tower there is: 72B's."""
         return self._made("", "--vision-only", shape="72B")
 
+    @property
+    def small_checkpoint(self) -> Path:
+        """For what depends on the layout alone."""
+        return self._made("", shape="small")
+
     def directory(self, name: str) -> Path:
         path = self.workdir / name
         path.mkdir(parents=True, exist_ok=True)
