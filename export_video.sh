@@ -116,6 +116,16 @@ else
     WHY="no pulsar2 on PATH, and PULSAR2 is not set"
 fi
 
+# A failed check is worth a page, too; the exit code stays the step's.
+failed() {
+    code=$?
+    if [ "$code" = 1 ] && [ -f "$WORKDIR/capture.json" ]; then
+        "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR" >&2 || true
+    fi
+    exit "$code"
+}
+[ "$DRY_RUN" = 1 ] || trap failed EXIT
+
 inputs=()
 for video in "${VIDEOS[@]}"; do inputs+=(--input "$video"); done
 
@@ -173,9 +183,10 @@ step embedding --checkpoint "$CKPT" --output "$OUT/model.embed_tokens.weight.bfl
 say "6 the directory for the board"
 run "$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR" ${COMPLETE[@]+"${COMPLETE[@]}"}
 
-say "report"
-run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
-
+report() {
+    say "report"
+    run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
+}
 answers() { # what the model said to transformers' features and to the graph's, once more at the end
     [ "$DRY_RUN" = 0 ] && [ ${#TEXT[@]} -gt 0 ] || return 0
     say "what the model says"
@@ -196,16 +207,20 @@ if [ "$NPU_BUILD" = 0 ]; then
     )
     printf '%s\n' "$LEFT"
     if [ "$DRY_RUN" = 1 ]; then
+        report
         printf '\ndry run: nothing was done\n'
     else
         printf '%s\n' "$LEFT" > "$COMMANDS.tmp"
         mv -f -- "$COMMANDS.tmp" "$COMMANDS"
+        report
         answers
         printf '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$COMMANDS"
     fi
 elif [ "$DRY_RUN" = 1 ]; then
+    report
     printf '\ndry run: nothing was done\n'
 else
+    report
     answers
     printf '\ndone: everything; upload %s\n' "$OUT"
 fi

@@ -31,8 +31,8 @@ LABELS = {
         "transformers `OnnxExporter` / grouped，{size}",
     ),
     "answer_transformers": (
-        "transformers' `OnnxExporter`, {size}: lowest cosine of a token",
-        "transformers `OnnxExporter`，{size}：最低的 token 余弦",
+        "transformers' `OnnxExporter`, small tower, {size}: lowest cosine of a token with ours",
+        "transformers `OnnxExporter`，小型塔，{size}：与我们结果的最低 token 余弦",
     ),
     "flatness": (
         "cost per patch, {size} / {other} ({patches}× the patches)",

@@ -2,7 +2,7 @@
 
     python bench/run.py [--shape 3B] [--sizes HxW...] [--parts NAME...] [--workdir DIR] [--readme] [--quick]
 
-Reads:  nothing; random checkpoints are made in WORKDIR (10 GB for the 3B) and used again.
+Reads:  nothing; random checkpoints are made in WORKDIR (20 GB for all parts of the 3B) and used again.
 Writes: WORKDIR/benchmarks.json and .png. A whole run also writes docs/benchmarks.json and .png and the marked section
         of docs/benchmarks.md, with --readme those of the READMEs, too. `--render` does that again without measuring.
         `--quick`: a small shape, a minute, to see that it works; its numbers say nothing and change no document.
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.render:
         result = read_json(workdir / "benchmarks.json")
     else:
+        if "steps" in args.parts and not args.quick:
+            step_cost.require_peer()
         plan = quick_plan(workdir) if args.quick else full_plan(workdir, args.shape, sorted(args.sizes))
         result = measure(plan, args.parts)
         write_json(workdir / "benchmarks.json", result)

@@ -3,11 +3,14 @@
 import os
 import statistics
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.measure import Row, ratio, run, worker
 from bench.plan import Plan, Size, name_of
+from qwen_vl_axera.errors import InputError
 
 # Measured earlier with the vendor's scripts and transformers 5.23 on the same shape of model (3B, float32), on two
 # cores; the vendor's are not run here.
@@ -15,6 +18,16 @@ CITED_NODES = (("nodes_vendor", "308x308", 1755), ("nodes_transformers", "448x44
 SAME = 0.99999  # lowest cosine of any token: below it two graphs do not compute the same
 RAGGED = (140, 252)  # windows of several sizes
 ROUNDS = (2, 9)
+
+
+def require_peer() -> None:
+    """Makes sure that an error of transformers' exporter is its own, and not a package that is missing.
+
+    Raises:
+        InputError: transformers is too old to have the exporter, or onnxscript is missing.
+    """
+    if find_spec("onnxscript") is None or int(version("transformers").split(".")[0]) < 5:
+        raise InputError("the comparison needs transformers 5.23 and onnxscript: pip install -r requirements-dev.txt")
 
 
 def measure(plan: Plan) -> Iterator[Row]:

@@ -16,12 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto
 
-from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.external_data import INPUT_NAME as INPUT_NAME  # readers of a graph find its names here
+from qwen_vl_axera.external_data import METADATA_PREFIX, DataFile
+from qwen_vl_axera.external_data import OUTPUT_NAME as OUTPUT_NAME
 from qwen_vl_axera.files import atomic_write
 from qwen_vl_axera.operators import lint
 
@@ -30,57 +30,7 @@ if TYPE_CHECKING:  # torch takes a second and 500 MB: only tracing pays for it, 
 
     from qwen_vl_axera.vision import VisionTower
 
-INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 OPSETS = (16, 17, 18)
-METADATA_PREFIX = "qwen_vl_axera."
-ALIGNMENT = 4096  # bytes; ONNX Runtime maps external tensors that begin on a page boundary
-
-
-class DataFile:
-    """Where each weight lies in the external data file. Offsets follow from the shapes alone."""
-
-    def __init__(self, location: str, shapes: dict[str, tuple[int, ...]]):
-        self.location = location
-        self.places: dict[str, tuple[int, int]] = {}
-        end = 0
-        for name, shape in shapes.items():
-            start = -(-end // ALIGNMENT) * ALIGNMENT
-            end = start + 4 * int(np.prod(shape))
-            self.places[name] = start, end - start
-        self.size = end
-
-    def tensor(self, name: str, shape: Iterable[int]) -> TensorProto:
-        """A float32 initializer that refers to this file."""
-        start, length = self.places[name]
-        tensor = TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.location), ("offset", start), ("length", length)):
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
-
-    def write(self, directory: Path, weights: Iterable[tuple[str, np.ndarray]]) -> Path:
-        """Writes the weights one at a time.
-
-        Args:
-            directory: where the file `location` goes.
-            weights: name and float32 values, in the order of the shapes given before.
-
-        Raises:
-            InputError: a weight comes in another size or order than announced.
-        """
-        path = Path(directory) / self.location
-        with progress.stage("weights", self.size) as stage, atomic_write(path) as file:
-            announced = iter(self.places.items())
-            for name, values in weights:
-                expected, (start, length) = next(announced, (None, (0, 0)))
-                if name != expected or values.nbytes != length:
-                    raise InputError(f"{name}: {values.nbytes} bytes, the graph expects {expected}: {length} bytes")
-                file.seek(start)
-                file.write(values.data)
-                stage.advance(length)
-            if left := next(announced, None):
-                raise InputError(f"the checkpoint gave no {left[0]}")
-        return path
 
 
 def shapes_of(tower: nn.Module, order: Iterable[str]) -> dict[str, tuple[int, ...]]:

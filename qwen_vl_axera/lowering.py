@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 import qwen_vl_axera
-from qwen_vl_axera.graph import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, DataFile
+from qwen_vl_axera.external_data import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, DataFile
 
 ONNX_DTYPES = {
     torch.float32: TensorProto.FLOAT,

@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1))) as pool:
         checked = list(pool.map(lambda name: check(cache, name), [*names, NEWEST]))
     passed = all(ok for _, ok, _ in checked)
-    rows = {results: last.split(" in ")[0] for results, _, last in checked}
+    counts = [[part for part in last.split(" in ")[0].split(", ") if "deselected" not in part] for *_, last in checked]
+    rows = {results: ", ".join(parts) for (results, *_), parts in zip(checked, counts, strict=True)}
     newest = checked[-1][0]
     if not all((results / "numbers.json").is_file() for results in rows):
         return 1
