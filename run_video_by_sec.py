@@ -35,10 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.capture import read_oracle, run_clip
+    from qwen_vl_axera.chat import load_tokenizer
     from qwen_vl_axera.checkpoint import Checkpoint
     from qwen_vl_axera.media import frame_size, load_clip
 
     checkpoint = Checkpoint(args.ckpt)
+    if args.generate:
+        load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
     workdir = cli.existing_workdir(args.workdir)
     clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
     size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)

@@ -31,16 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity import table, text_table
     from qwen_vl_axera.files import write_json
     from qwen_vl_axera.verification import capture_other_clip, find_graphs, verify
 
+    if not args.video and (args.num_frames or args.fps):
+        raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
     workdir = cli.existing_workdir(args.workdir)
+    report_file = args.report or workdir / "fidelity.json"
+    if not report_file.parent.is_dir():
+        raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")
+    device = cli.device(args) if args.video or args.generate else "cpu"
     graphs = [args.onnx] if args.onnx else find_graphs(checkpoint.name, workdir)
     clip_dir = workdir
     if args.video:
-        clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps)
+        clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
+    report_file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report = verify(
         checkpoint,
         clip_dir,
@@ -48,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts=args.prompt if args.generate else (),
         max_new_tokens=args.max_new_tokens,
         dtype=args.dtype,
-        device=cli.device(args),
+        device=device,
     )
-    write_json(args.report or workdir / "fidelity.json", report)
+    write_json(report_file, report)
     print(table(report))
     if report["text"]:
         print(text_table(report["text"]))

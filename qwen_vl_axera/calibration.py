@@ -26,7 +26,7 @@ from preprocess import iter_steps, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
 from qwen_vl_axera.calibration_sources import Pick, Source, read_frames
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import sha256_file, write_json
+from qwen_vl_axera.files import write_json
 
 CALIB, ARCHIVE, MANIFEST = "calib", "hidden_states.tar", "manifest.json"
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
@@ -83,16 +83,17 @@ def make_calibration_set(
     check_replaceable(target)
     building = Path(tempfile.mkdtemp(dir=workdir, prefix=f"{CALIB}.tmp-"))
     try:
-        samples, thumbnails = _write_samples(building, sources, picks, size, format)
+        archive = HashedFile(building / ARCHIVE)
+        with archive.file:
+            samples, thumbnails = _write_samples(building, archive, sources, picks, size, format)
         if not samples:
             raise InputError("no calibration sample could be made: the frames chosen do not decode")
-        archive = building / ARCHIVE
         manifest = {
             "format": format,
             "size": list(size),
             "num_samples": len(samples),
             "nearly_identical": count_near(thumbnails),
-            "archive": {"file": ARCHIVE, "bytes": archive.stat().st_size, "sha256": sha256_file(archive)},
+            "archive": {"file": ARCHIVE, "bytes": archive.tell(), "sha256": archive.sha256.hexdigest()},
             "samples": samples,
         }
         write_json(building / MANIFEST, manifest)
@@ -103,15 +104,40 @@ def make_calibration_set(
     return CalibrationSet(target / ARCHIVE, manifest, _warnings(manifest, len(picks)))
 
 
+class HashedFile:
+    """A file that is hashed while it is written: the archive is too large to be read again."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by whoever writes it
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
 def _write_samples(
-    building: Path, sources: Sequence[Source], picks: Sequence[Pick], size: tuple[int, int], format: str
+    building: Path,
+    archive: HashedFile,
+    sources: Sequence[Source],
+    picks: Sequence[Pick],
+    size: tuple[int, int],
+    format: str,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     taken: deque[Pick] = deque()  # read, but not yet through the resizing threads
     samples: list[dict[str, Any]] = []
     thumbnails: list[np.ndarray] = []
     with (
-        open(building / ARCHIVE, "wb") as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
@@ -121,14 +147,14 @@ def _write_samples(
             sample = _describe(sources[pick.source], pick, f"sample_{len(samples):05d}{SUFFIXES[format]}")
             samples.append(sample)
             thumbnails.append(thumbnail(patches, size))
-            writing.append(writer.submit(_write_sample, building, archive, sample, patches, format))
+            writing.append(writer.submit(_write_sample, building, tar, sample, patches, format))
             if len(writing) > 2:  # the disk lags behind: wait instead of holding ever more samples
                 writing.popleft().result()
             stage.advance()
         while writing:
             writing.popleft().result()
-        archive.close()
-        os.fsync(file.fileno())
+        tar.close()
+        archive.sync()
     return samples, thumbnails
 
 
@@ -138,7 +164,7 @@ def _describe(source: Source, pick: Pick, name: str) -> dict[str, Any]:
 
 
 def _write_sample(
-    building: Path, archive: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
+    building: Path, tar: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
 ) -> None:
     """Writes one sample to its file and to the archive, and its hash into its entry."""
     data = encode(patches, format)
@@ -149,8 +175,8 @@ def _write_sample(
         os.fsync(file.fileno())
     member = tarfile.TarInfo(sample["file"])  # owner 0, time 0 and mode 0644 are its defaults
     member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))
-    archive.members.clear()  # tarfile keeps them all for reading back
+    tar.addfile(member, io.BytesIO(data))
+    tar.members.clear()  # tarfile keeps them all for reading back
 
 
 def encode(patches: np.ndarray, format: str) -> bytes:

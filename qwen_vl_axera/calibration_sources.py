@@ -46,21 +46,21 @@ class Source:
 
 @dataclass(frozen=True)
 class VideoSource(Source):
-    """A video file; opened only while it is read, since an open decoder takes tens of megabytes."""
+    """A video file; nothing of it is held open while it is not read."""
 
-    path: Path
+    video: VideoStream
 
     @classmethod
     def open(cls, path: Path) -> "VideoSource":
         video = VideoStream(path)
         _check_shape(path, video.shape)
-        return cls(video.count, video.fps, path)
+        return cls(video.count, video.fps, video)
 
     def files(self, pair: Pair) -> list[str]:
-        return [str(self.path)]
+        return [str(self.video.path)]
 
     def read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Frame, Frame]]:
-        frames = VideoStream(self.path).read([index for pair in pairs for index in sorted(set(pair))])
+        frames = self.video.read([index for pair in pairs for index in sorted(set(pair))])
         for first, second in pairs:
             pair = [frame for _ in {first, second} if (frame := next(frames, None)) is not None]
             if len(pair) < len({first, second}):

@@ -90,7 +90,8 @@ def device(args: argparse.Namespace) -> str:
     if args.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=args.device)
+        if torch.empty(1, device=args.device).is_meta:
+            raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     return args.device
@@ -138,5 +139,7 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    # One line, but spaces within it as they are: they may belong to a path.
+    lines = [line.strip() for line in str(message).splitlines()]
+    print(f"error: {' '.join(line for line in lines if line)}", file=sys.stderr)
     return code

@@ -94,6 +94,7 @@ def export_vision(
             path = Path(workdir) / f"{stem}{'_uint8' if uint8 else ''}.onnx"
             exported.append((ExportedGraph(path, size, statistics(model)), model))
 
+    check_shared_data(Path(workdir), checkpoint.name, {item.path.name for item, _ in exported}, input)
     # Weights first: a graph file never refers to data that is not there yet.
     data.write(Path(workdir), vision_weights(checkpoint, input))
     for item, model in exported:
@@ -110,6 +111,23 @@ def graph_stem(name: str, mode: str, size: Size | None = None) -> str:
         *([f"{size[0]}x{size[1]}"] if size else []),
     ]
     return "_".join(parts)
+
+
+def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -> None:
+    """Keeps graphs of an earlier export that use the data file about to be replaced.
+
+    Raises:
+        InputError: one of them was exported with another `--input`, whose weights are different ones.
+    """
+    from qwen_vl_axera.graph import load_graph, read_metadata
+
+    for path in sorted(workdir.iterdir()):
+        ours = path.name.startswith(f"{name}_vision") and path.suffix == ".onnx" and path.name not in written
+        if ours and read_metadata(load_graph(path)).get("input", input) != input:
+            raise InputError(
+                f"{path} was exported with another --input and shares {name}_vision.onnx.data: use the same "
+                "--input, another --workdir, or delete it"
+            )
 
 
 def default_size(mode: str, workdir: Path) -> Size:

@@ -124,7 +124,11 @@ def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual
     if number is not None:
         entry["equal"] = False
         entry["first_difference"] = {"token": number} | {
-            name: {"text": model.text([answer[number]]), "probability": answer[number].probability}
+            name: {
+                "id": answer[number].id,
+                "text": model.tokenizer.decode([answer[number].id]),  # a stop token shows, too
+                "probability": answer[number].probability,
+            }
             for name, answer in (("reference", reference), ("onnx", actual))
             if number < len(answer)
         }
