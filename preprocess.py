@@ -260,11 +260,11 @@ def patch_image_to_picture(
 def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None) -> Iterator[np.ndarray]:
     """Resizes frames in threads (Pillow releases the interpreter's lock) and yields step after step.
 
-    Only a few frames are held at a time, so memory does not grow with the clip. A frame that follows itself
-    (a still in both slots) is resized once.
+    Only a few frames are held at a time, so memory does not grow with the clip. A frame that comes again while it
+    is in work (a still in both slots) is not resized twice.
 
     Args:
-        frames: pictures or arrays; they may be read lazily.
+        frames: pictures or arrays; they may be read lazily, but not be changed afterwards.
         size: height and width, multiples of 28.
         workers: threads; default: one per processor.
 
@@ -274,24 +274,23 @@ def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | No
     check_size(*size)
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        running = deque()  # futures of frames, in order
-        last_frame = last_future = None
+        running = deque()  # frames and their futures, in order
         try:
             for frame in frames:
-                if frame is not last_frame:
-                    last_frame, last_future = frame, pool.submit(frame_to_array, frame, size)
-                running.append(last_future)
+                # Two threads must not decode one lazily opened picture.
+                again = next((future for other, future in running if other is frame), None)
+                running.append((frame, again or pool.submit(frame_to_array, frame, size)))
                 if len(running) >= TEMPORAL_PATCH_SIZE * (workers + 1):
                     yield _next_step(running)
             while running:
                 yield _next_step(running)
         finally:
-            for future in running:
+            for _, future in running:
                 future.cancel()
 
 
 def _next_step(running: deque) -> np.ndarray:
-    pair = [running.popleft().result() for _ in range(min(TEMPORAL_PATCH_SIZE, len(running)))]
+    pair = [running.popleft()[1].result() for _ in range(min(TEMPORAL_PATCH_SIZE, len(running)))]
     return patchify(np.stack(pair))[0]
 
 

@@ -83,9 +83,7 @@ def make_calibration_set(
     check_replaceable(target)
     building = Path(tempfile.mkdtemp(dir=workdir, prefix=f"{CALIB}.tmp-"))
     try:
-        archive = HashedFile(building / ARCHIVE)
-        with archive.file:
-            samples, thumbnails = _write_samples(building, archive, sources, picks, size, format)
+        samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:
             raise InputError("no calibration sample could be made: the frames chosen do not decode")
         manifest = {
@@ -93,7 +91,7 @@ def make_calibration_set(
             "size": list(size),
             "num_samples": len(samples),
             "nearly_identical": count_near(thumbnails),
-            "archive": {"file": ARCHIVE, "bytes": archive.tell(), "sha256": archive.sha256.hexdigest()},
+            "archive": {"file": ARCHIVE, "bytes": (building / ARCHIVE).stat().st_size},
             "samples": samples,
         }
         write_json(building / MANIFEST, manifest)
@@ -104,30 +102,8 @@ def make_calibration_set(
     return CalibrationSet(target / ARCHIVE, manifest, _warnings(manifest, len(picks)))
 
 
-class HashedFile:
-    """A file that is hashed while it is written: the archive is too large to be read again."""
-
-    def __init__(self, path: Path):
-        self.file = open(path, "wb")  # noqa: SIM115 - closed by whoever writes it
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def sync(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-
 def _write_samples(
     building: Path,
-    archive: HashedFile,
     sources: Sequence[Source],
     picks: Sequence[Pick],
     size: tuple[int, int],
@@ -137,7 +113,8 @@ def _write_samples(
     samples: list[dict[str, Any]] = []
     thumbnails: list[np.ndarray] = []
     with (
-        tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        open(building / ARCHIVE, "wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
@@ -154,7 +131,8 @@ def _write_samples(
         while writing:
             writing.popleft().result()
         tar.close()
-        archive.sync()
+        file.flush()
+        os.fsync(file.fileno())
     return samples, thumbnails
 
 

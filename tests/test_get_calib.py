@@ -88,7 +88,6 @@ def test_the_archive(media, tmp_path, format):
     manifest, calib = calibrate(media / "a.mp4", workdir=tmp_path, more=["--format", format])
     archive = calib / "hidden_states.tar"
     assert archive.stat().st_size == manifest["archive"]["bytes"]
-    assert hashlib.sha256(archive.read_bytes()).hexdigest() == manifest["archive"]["sha256"]
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
         names = [member.name for member in members]

@@ -194,6 +194,17 @@ def test_frames_are_read_as_they_are_needed():
     steps.close()
 
 
+def test_a_lazily_opened_picture_may_come_again(tmp_path):
+    paths = [tmp_path / f"{seed}.png" for seed in (1, 2)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(picture(400, 400, seed=seed)).save(path)
+    expected = frames_to_patches([Image.open(path).convert("RGB") for path in paths] * 3, (56, 56), workers=1)
+    for _ in range(20):
+        assert np.array_equal(
+            frames_to_patches([Image.open(path) for path in paths] * 3, (56, 56), workers=6), expected
+        )
+
+
 def test_graph_inputs():
     patches = frames_to_patches([Image.fromarray(picture(56, 84))] * 2, (56, 84))[0]
     values = preprocess.to_graph_input(patches)
