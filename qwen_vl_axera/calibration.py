@@ -26,7 +26,7 @@ from preprocess import iter_steps, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
 from qwen_vl_axera.calibration_sources import Pick, Source, read_frames
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import write_json
+from qwen_vl_axera.files import READ_SIZE, write_json
 
 CALIB, ARCHIVE, MANIFEST = "calib", "hidden_states.tar", "manifest.json"
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
@@ -114,7 +114,7 @@ def _write_samples(
     thumbnails: list[np.ndarray] = []
     with (
         open(building / ARCHIVE, "wb") as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=READ_SIZE) as tar,
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
@@ -145,19 +145,20 @@ def _write_sample(
     building: Path, tar: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
 ) -> None:
     """Writes one sample to its file and to the archive, and its hash into its entry."""
-    data = encode(patches, format)
-    sample["sha256"] = hashlib.sha256(data).hexdigest()
-    with open(building / sample["file"], "wb") as file:
+    encoded = encode(patches, format)
+    with encoded.getbuffer() as data, open(building / sample["file"], "wb") as file:
+        sample["sha256"] = hashlib.sha256(data).hexdigest()
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     member = tarfile.TarInfo(sample["file"])  # owner 0, time 0 and mode 0644 are its defaults
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    member.size = encoded.seek(0, io.SEEK_END)
+    encoded.seek(0)
+    tar.addfile(member, encoded)
     tar.members.clear()  # tarfile keeps them all for reading back
 
 
-def encode(patches: np.ndarray, format: str) -> bytes:
+def encode(patches: np.ndarray, format: str) -> io.BytesIO:
     """One sample's file.
 
     Args:
@@ -169,7 +170,7 @@ def encode(patches: np.ndarray, format: str) -> bytes:
         np.save(buffer, to_graph_input(patches), allow_pickle=False)
     else:
         Image.fromarray(patches).save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    return buffer
 
 
 def thumbnail(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
