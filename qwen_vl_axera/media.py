@@ -29,6 +29,8 @@ DEFAULT_FPS = 1.0  # of directories and pictures
 PICTURES = {".bmp", ".jpeg", ".jpg", ".jpe", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 
+ATTEMPTS = 3  # at decoding a frame that is known to decode
+
 
 @dataclass(frozen=True)
 class VideoFrames:
@@ -42,14 +44,17 @@ class VideoFrames:
 
     def __iter__(self) -> Iterator[Image.Image]:
         done = 0
-        for array in self.video.read(self.indices):
-            done += 1
-            yield Image.fromarray(array)
-        if done < len(self.indices):
-            raise InputError(
-                f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
-                "encode it again, or cut it before that frame"
-            )
+        # decord decodes ahead: on a busy machine it may meet damage behind the last frame too early, and give up.
+        for _ in range(ATTEMPTS):
+            for array in self.video.read(self.indices[done:]):
+                done += 1
+                yield Image.fromarray(array)
+            if done == len(self.indices):
+                return
+        raise InputError(
+            f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
+            "encode it again, or cut it before that frame"
+        )
 
 
 @dataclass(frozen=True)

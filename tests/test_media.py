@@ -209,7 +209,9 @@ def test_a_video_whose_end_is_lost(tmp_path, capsys):
 
 def test_a_damaged_middle(tmp_path, monkeypatch):
     clip = load_clip(make_video(tmp_path / "clip.mp4"))
-    monkeypatch.setattr(VideoFile, "read", lambda self, indices: iter([np.zeros((84, 112, 3), np.uint8)] * 3))
+    monkeypatch.setattr(
+        VideoFile, "read", lambda self, indices: (np.zeros((84, 112, 3), np.uint8) for index in indices if index < 12)
+    )
     with pytest.raises(InputError, match=r"clip\.mp4: frame 12 "):
         list(clip.frames)
 
