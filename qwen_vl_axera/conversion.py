@@ -13,7 +13,6 @@ from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.layout import Layout, build_layout
 
-MODES = ("video", "image")
 IMAGE_SIZE = (448, 448)
 # Rotary angles are products of a position and a frequency, both derived twice: float32 rounding only.
 ROTARY_TOLERANCE = 1e-5

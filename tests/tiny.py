@@ -3,25 +3,11 @@
 from pathlib import Path
 
 from bench.make_checkpoint import flat_config, make_checkpoint
+from bench.plan import QUICK_TEXT, QUICK_VISION
 from bench.small_tokenizer import build_tokenizer
 
-VISION = {
-    "depth": 4,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_heads": 4,
-    "out_hidden_size": 48,
-    "fullatt_block_indexes": [1, 3],
-}
-TEXT = {
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "vocab_size": 512,
-    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-}
+VISION = QUICK_VISION
+TEXT = QUICK_TEXT | {"num_hidden_layers": 2}
 
 
 def make_tiny(directory: Path, vision: dict | None = None, text: dict | None = None, seed: int = 0) -> Path:
