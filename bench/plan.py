@@ -101,7 +101,7 @@ def full_plan(workdir: Path, shape: str, sizes: Sequence[Size]) -> Plan:
     """The true shape."""
     fidelity = [(308, 308), (140, 252), (448, 448), (896, 896)]
     peers = [size for size in sizes if max(size) <= 896]  # dense at 1288x1288 takes minutes a step
-    return Plan(workdir, shape, sizes, peers, fidelity, 20.0, rounds=3, quick=False)
+    return Plan(workdir, shape, sizes, peers, fidelity, 40.0, rounds=3, quick=False)
 
 
 def name_of(size: Size) -> str:
