@@ -87,7 +87,7 @@ step() { # step NAME [--input P]... [--output P]... -- COMMAND: runs it, or skip
         shift
         run "$@"
     else
-        "$PY" -m qwen_vl_axera.steps --lock-fd 9 --workdir "$WORKDIR" --mode "$MODE" --summary "$WORKDIR/steps.json" --name "$@"
+        "$PY" -m qwen_vl_axera.chain.steps --lock-fd 9 --workdir "$WORKDIR" --mode "$MODE" --summary "$WORKDIR/steps.json" --name "$@"
     fi
 }
 
@@ -95,7 +95,7 @@ if [ ! -x "$PY" ]; then
     say "environment: $VENV"
     run "${PYTHON:-python3}" -m venv "$VENV"
 fi
-if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/requirements.py" "$ROOT/requirements.txt" 2> /dev/null; then
+if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/chain/requirements.py" "$ROOT/requirements.txt" 2> /dev/null; then
     run "$PY" -m pip install --quiet -r "$ROOT/requirements.txt"
 fi
 run mkdir -p -- "$WORKDIR/.steps" "$OUT"
@@ -163,15 +163,13 @@ if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" 
 
 if [ "$NPU_BUILD" = 1 ]; then
     say "vision graph -> NPU"
-    # shellcheck disable=SC2016  # expanded by the inner shell
     step npu-vision --input "$GRAPH.onnx" --input "$GRAPH.onnx.data" --input "$CONFIG" --env PULSAR2 \
         --input "$WORKDIR/calib/hidden_states.tar" --output "$OUT/$AXMODEL" \
-        -- bash -c 'from=$1 to=$2; shift 2; "$@" && mv -f -- "$from" "$to"' build \
-        "$WORKDIR/build-output/$AXMODEL" "$OUT/$AXMODEL" "${BUILD[@]}"
+        -- "${BUILD[@]}" --deliver "$OUT/$AXMODEL"
     say "compiled model against ONNX"
     step npu-fidelity --input "$OUT/$AXMODEL" --input "$WORKDIR/pixels.npy" --input "${GRAPH}_uint8.onnx" \
         --env PULSAR2 --output "$WORKDIR/axmodel_fidelity.json" \
-        -- "$PY" -m qwen_vl_axera.axmodel "$OUT/$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
+        -- "$PY" -m qwen_vl_axera.npu.axmodel "$OUT/$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
     say "language model -> NPU"
     step npu-language --checkpoint "$CKPT" --env PULSAR2 --output "$OUT/qwen2_5_vl_post.axmodel" -- "${LLM_BUILD[@]}"
 fi

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.report import write_report
+    from qwen_vl_axera.report.page import write_report
 
     output = args.output or args.workdir / "report.html"
     findings = write_report(Checkpoint(args.ckpt), args.workdir, output, args.preflight)

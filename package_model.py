@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cli is None:
         parser.error("only --check works without the project beside this script")
 
+    from qwen_vl_axera.board.package import assemble, print_table
     from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.package import assemble, print_table
 
     package = assemble(Checkpoint(args.ckpt), args.out_dir, args.workdir, args.prefill_len)
     print_table(package)

@@ -39,9 +39,9 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checks import report, table
     from qwen_vl_axera.files import write_json
-    from qwen_vl_axera.preflight import Preflight, plan_from_environment
+    from qwen_vl_axera.npu.checks import report, table
+    from qwen_vl_axera.npu.preflight import Preflight, plan_from_environment
 
     plan = plan_from_environment(
         checkpoint=args.ckpt,

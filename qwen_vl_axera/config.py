@@ -58,12 +58,9 @@ class VisionConfig:
         Raises:
             InputError: a side is no positive multiple of `factor`.
         """
-        for side in size:
-            if side < self.factor or side % self.factor:
-                near = max(self.factor, round(side / self.factor) * self.factor)
-                raise InputError(
-                    f"size {size[0]}x{size[1]}: sides must be multiples of {self.factor}; nearest to {side}: {near}"
-                )
+        if any(side < self.factor or side % self.factor for side in size):
+            nearest = " ".join(str(max(1, round(side / self.factor)) * self.factor) for side in size)
+            raise InputError(f"size {size[0]} {size[1]}: expected multiples of {self.factor}; the nearest is {nearest}")
         return size[0] // self.patch_size, size[1] // self.patch_size
 
 

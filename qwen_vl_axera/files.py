@@ -1,8 +1,10 @@
 """Files that are either the old one or the new one, never half of one."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +100,18 @@ def require(path: Path, made_by: str) -> Path:
     if not Path(path).is_file():
         raise InputError(f"{path} is missing: run {made_by} first")
     return Path(path)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Moves a file into place, atomically also between file systems; an older `target` is replaced."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with open(source, "rb") as reader, atomic_write(target) as writer:
+            shutil.copyfileobj(reader, writer, READ_SIZE)
+        os.unlink(source)
 
 
 def sha256_file(path: Path) -> str:

@@ -1,12 +1,12 @@
 """The commands of Pulsar2, AXERA's NPU compiler: built in one place, printed or run.
 
-    python -m qwen_vl_axera.pulsar2 build NAME_vision.onnx --config config_video.json [--workdir DIR] [--print]
-    python -m qwen_vl_axera.pulsar2 llm_build CKPT OUT [--prefill-len 512] [--kv-cache-len 1023] [--print]
-    python -m qwen_vl_axera.pulsar2 run MODEL.axmodel INPUT_DIR OUTPUT_DIR [--print]
+    python -m qwen_vl_axera.pulsar2 build NAME_vision.onnx --config config_video.json [--workdir DIR] [--deliver FILE]
+    python -m qwen_vl_axera.pulsar2 llm_build CKPT OUT [--prefill-len 512] [--kv-cache-len 1023]
+    python -m qwen_vl_axera.pulsar2 run MODEL.axmodel INPUT_DIR OUTPUT_DIR
     python -m qwen_vl_axera.pulsar2 version
 
 The variable PULSAR2 says where the tool is: a command, or docker:IMAGE; without it `pulsar2` is looked for on
-PATH. --print writes the command as one line for a shell instead of running it, and needs no tool.
+PATH. With --print each of them writes its command as one line for a shell instead of running it, and needs no tool.
 """
 
 import glob
@@ -19,7 +19,8 @@ from pathlib import Path
 from qwen_vl_axera import cli
 from qwen_vl_axera.config import load_config as load_checkpoint_config
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.tool import VARIABLE, Command, Paths, Tool, ask, execute, find_tool, option
+from qwen_vl_axera.files import move_file
+from qwen_vl_axera.npu.tool import VARIABLE, Command, Paths, Tool, ask, execute, find_tool, option
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
 LLM_CHIPS = ("AX650", "AX620E", "LAMBERT")  # `pulsar2 llm_build2 -h`, 6.0
@@ -173,7 +174,7 @@ def has_llm_build2(tool: Tool) -> bool:
 
 def files_named_in(config: Path) -> list[str]:
     """The files and directories that a build configuration names, as they stand there."""
-    from qwen_vl_axera.pulsar2_config import load_config
+    from qwen_vl_axera.npu.schema import load_config
 
     build = load_config(config)
     named = [entry.calibration_dataset for entry in build.quant.input_configs]
@@ -217,6 +218,7 @@ def build_parser():
     build.add_argument("--config", type=Path, required=True, metavar="FILE")
     build.add_argument("--output-dir", type=Path, metavar="DIR", help="default: WORKDIR/build-output")
     build.add_argument("--output-name", metavar="NAME", help="default: the model's, with .axmodel")
+    build.add_argument("--deliver", metavar="FILE", type=Path, help="move the axmodel there when it is built")
     build.add_argument("--chip", default="AX650", help="target hardware (default: AX650)")
     cli.add_workdir(build)
 
@@ -261,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An orphaned compiler would go on for hours, and write into the next run's files.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         execute(command)
+        if args.step == "build" and args.deliver:
+            directory, name = command.expects[0]
+            move_file(next(directory.glob(name)), args.deliver)
     return cli.EXIT_OK
 
 

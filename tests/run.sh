@@ -8,7 +8,7 @@ VENV=${VENV:-$ROOT/.venv}
 if [ ! -x "$VENV/bin/python" ]; then
     "${PYTHON:-python3}" -m venv "$VENV"
 fi
-if ! "$VENV/bin/python" "$ROOT/qwen_vl_axera/requirements.py" "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt"; then
+if ! "$VENV/bin/python" "$ROOT/qwen_vl_axera/chain/requirements.py" "$ROOT/requirements.txt" "$ROOT/requirements-dev.txt"; then
     "$VENV/bin/python" -m pip install --quiet -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
 fi
 cd -- "$ROOT"

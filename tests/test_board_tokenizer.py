@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from bench.small_tokenizer import build_tokenizer
-from qwen_vl_axera.board_tokenizer import (
+from qwen_vl_axera.board.tokenizer import (
     BYTES,
     GREEDY_FILE,
     MERGES_FILE,

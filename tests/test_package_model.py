@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_axera.board_config import board_fps
+from qwen_vl_axera.board.settings import board_fps
 from qwen_vl_axera.capture import Capture
 from tests.conftest import ROOT
 from tests.tiny import make_tiny

@@ -18,12 +18,12 @@ from safetensors.numpy import save_file
 
 from bench.make_checkpoint import SHAPES, hub_config
 from preprocess import MEAN, STD, frames_to_patches, normalize, to_graph_input
-from qwen_vl_axera.archive_checks import read_archive
 from qwen_vl_axera.checkpoint import Checkpoint
-from qwen_vl_axera.checks import Check, guarded, table
 from qwen_vl_axera.conversion import export_vision
-from qwen_vl_axera.model_checks import checkpoint_checks
-from qwen_vl_axera.preflight import Plan, Preflight, memory
+from qwen_vl_axera.npu.archive_checks import read_archive
+from qwen_vl_axera.npu.checks import Check, guarded, table
+from qwen_vl_axera.npu.model_checks import checkpoint_checks
+from qwen_vl_axera.npu.preflight import Plan, Preflight, memory
 from tests.conftest import ROOT
 
 SIZE = 112, 84  # 8x6 patches
@@ -555,7 +555,7 @@ def test_disk(made, monkeypatch, free, status):
     [((64e9, 60e9), "ok"), ((16e9, 12e9), "warning"), ((64e9, 1e5), "failed"), ((None, 0), "warning")],
 )
 def test_memory(made, monkeypatch, sizes, status):
-    monkeypatch.setattr("qwen_vl_axera.preflight.memory", lambda: sizes)
+    monkeypatch.setattr("qwen_vl_axera.npu.preflight.memory", lambda: sizes)
     (check,) = [check for check in made.checks() if check.name == "memory"]
     assert check.status == status
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwen_vl_axera import container
-from qwen_vl_axera.container import HAND_BACK
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.npu import container
+from qwen_vl_axera.npu.container import HAND_BACK
+from qwen_vl_axera.npu.tool import Tool, execute, find_tool
 from qwen_vl_axera.pulsar2 import build_command, has_llm_build2, llm_build_command, run_command, version
-from qwen_vl_axera.tool import Tool, execute, find_tool
 from tests.conftest import ROOT
 
 STAND_IN = ROOT / "tests" / "stand_in" / "pulsar2"

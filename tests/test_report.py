@@ -20,8 +20,8 @@ import run_video_by_sec
 import test_onnx_video_by_sec as verify
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.report import format_bytes, format_cosine, write_report
-from qwen_vl_axera.report_pictures import FLOOR, Scale, error_map
+from qwen_vl_axera.report.page import format_bytes, format_cosine, write_report
+from qwen_vl_axera.report.pictures import FLOOR, Scale, error_map
 
 HOSTILE = "<script>alert(1)<img src=x onerror=alert(1)>\"'&amp;猫"
 SPOOFED = "gnp\u202e.exe\x1b[31m\x00"

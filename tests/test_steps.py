@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_axera import fingerprints
+from qwen_vl_axera.chain import fingerprints
+from qwen_vl_axera.chain.fingerprints import Step
+from qwen_vl_axera.chain.steps import run_step
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fingerprints import Step
-from qwen_vl_axera.steps import run_step
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30  # seconds until a process that should have ended or begun counts as hanging
@@ -54,7 +54,7 @@ class Place:
 
     def arguments(self, mode="resume", script="copy", *extra, options=()):
         return [
-            *(sys.executable, "-m", "qwen_vl_axera.steps", "--workdir", str(self.workdir), "--mode", mode),
+            *(sys.executable, "-m", "qwen_vl_axera.chain.steps", "--workdir", str(self.workdir), "--mode", mode),
             *("--name", "make", "--input", str(self.source), "--output", str(self.target), *options, "--"),
             *(sys.executable, str(self.directory / f"{script}.py"), str(self.source), str(self.target), *extra),
         ]
@@ -143,7 +143,7 @@ def test_stamp_names_what_made_the_output(place):
     assert stamp["outputs"][str(place.target)]["size"] == len("FRAMES")
     digest = execute(["sha256sum", str(place.source)]).stdout.split()[0]
     assert stamp["parts"][f"input {place.source}"] == {"size": 6, "sha256": digest}
-    assert "qwen_vl_axera/steps.py" in stamp["parts"] and "package torch" in stamp["parts"]
+    assert "qwen_vl_axera/chain/steps.py" in stamp["parts"] and "package torch" in stamp["parts"]
 
 
 def test_changed_input_is_named(place):
@@ -448,7 +448,7 @@ def test_hostile_paths(tmp_path, name):
 
 def test_relative_path_with_a_leading_dash(tmp_path):
     (tmp_path / "-clip.mp4").write_text("frames")
-    command = [sys.executable, "-m", "qwen_vl_axera.steps", "--mode", "resume", "--name", "x"]
+    command = [sys.executable, "-m", "qwen_vl_axera.chain.steps", "--mode", "resume", "--name", "x"]
     command += ["--input", "-clip.mp4", "--output", "--out", "--", "cp", "--", "-clip.mp4", "--out"]
     for expected in ("no record", "up to date"):
         result = subprocess.run(
@@ -568,7 +568,7 @@ def test_bad_calls(tmp_path):
     assert run_step(Step("x", ["true"]), tmp_path) == 0
     with pytest.raises(InputError, match="--lock-fd"), open(os.devnull, "rb") as file:
         run_step(Step("x", ["true"]), tmp_path, lock_fd=file.fileno())
-    assert_one_line(execute([sys.executable, "-m", "qwen_vl_axera.steps", "--mode", "run"]), 2, "--name")
+    assert_one_line(execute([sys.executable, "-m", "qwen_vl_axera.chain.steps", "--mode", "run"]), 2, "--name")
 
 
 def test_output_inside_an_input_directory(place):

@@ -12,9 +12,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl_axera import board_config, progress
-from qwen_vl_axera.board_config import POST_MODEL, VisionModel, layer_file
-from qwen_vl_axera.board_tokenizer import write_board_tokenizers
+from qwen_vl_axera import progress
+from qwen_vl_axera.board import settings
+from qwen_vl_axera.board.settings import POST_MODEL, VisionModel, layer_file
+from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.embedding import FILES, PIECE, converted, embedding_info, extract_embedding
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -84,7 +85,7 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
         raise InputError(f"--prefill-len {prefill_len}: expected a positive number")
     directory.mkdir(parents=True, exist_ok=True)
     build_output = workdir / BUILD_OUTPUT
-    models = board_config.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
+    models = settings.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
     parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
@@ -97,7 +98,7 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
     parts += [layers, post, *_configurations(checkpoint, directory, workdir, models, prefill_len)]
     for name in SCRIPTS:
-        copy_file(Path(__file__).resolve().parent.parent / name, directory / name)
+        copy_file(Path(__file__).resolve().parents[2] / name, directory / name)
     parts.append(Part("scripts", list(SCRIPTS)))
 
     warnings = _warnings(directory, workdir, models)
@@ -199,12 +200,12 @@ def _vision(model: VisionModel, directory: Path, build_output: Path) -> Part:
 def _configurations(
     checkpoint: Checkpoint, directory: Path, workdir: Path, models: list[VisionModel], prefill_len: int
 ) -> list[Part]:
-    fps, _ = board_config.board_fps(board_config.find_capture(workdir))
+    fps, _ = settings.board_fps(settings.find_capture(workdir))
     names = []
     for model in models:
         (directory / model.directory).mkdir(exist_ok=True)
-        config = board_config.runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, fps)
-        for name, content in (("config.json", config), ("post_config.json", board_config.POST_CONFIG)):
+        config = settings.runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, fps)
+        for name, content in (("config.json", config), ("post_config.json", settings.POST_CONFIG)):
             write_json(directory / model.directory / name, content)
             names.append(f"{model.directory}/{name}")
     return [Part("runtime's settings", names)] if models else []
@@ -213,7 +214,7 @@ def _configurations(
 def _warnings(directory: Path, workdir: Path, models: list[VisionModel]) -> list[str]:
     warnings = []
     if any(model.mode == "video" for model in models):
-        _, warning = board_config.board_fps(board_config.find_capture(workdir))
+        _, warning = settings.board_fps(settings.find_capture(workdir))
         warnings += [warning] if warning else []
     if "%" in str(directory.resolve()):
         warnings.append("the path holds a '%', which the runtime takes for a format: choose another on the board")

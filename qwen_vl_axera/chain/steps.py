@@ -1,6 +1,6 @@
 """Runs one step of the chain, or skips it when its outputs are still those of the same inputs.
 
-    python -m qwen_vl_axera.steps --workdir DIR --mode run|resume|force --name NAME [--input PATH]...
+    python -m qwen_vl_axera.chain.steps --workdir DIR --mode run|resume|force --name NAME [--input PATH]...
         [--checkpoint CKPT]... [--output PATH]... [--env NAME]... [--summary FILE] [--lock-fd N] -- COMMAND ARGS...
 
 Reads the inputs and, after a success, writes `DIR/.steps/NAME.json` (the stamp). Messages go to stderr.
@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.files import write_json
-from qwen_vl_axera.fingerprints import (
+from qwen_vl_axera.chain.fingerprints import (
     Step,
     data_parts,
     describe_if_there,
@@ -37,6 +35,8 @@ from qwen_vl_axera.fingerprints import (
     step_parts,
     why_redo,
 )
+from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import write_json
 
 MODES = ("run", "resume", "force")
 STAMPS = ".steps"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from preprocess import MEAN, STD
-from qwen_vl_axera.pulsar2_config import BuildConfig, InputProcessor, InputQuantConfig
+from qwen_vl_axera.npu.schema import BuildConfig, InputProcessor, InputQuantConfig
 
 INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 EVERY_TENSOR = "DEFAULT"

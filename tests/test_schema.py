@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import preprocess
-from qwen_vl_axera import coherence, pulsar2_config
-from qwen_vl_axera.coherence import MEAN_255, STD_255, Target, coherence_problems
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.pulsar2_config import BuildConfig, load_config
-from qwen_vl_axera.strict_json import parse_strict
+from qwen_vl_axera.npu import coherence, schema
+from qwen_vl_axera.npu.coherence import MEAN_255, STD_255, Target, coherence_problems
+from qwen_vl_axera.npu.schema import BuildConfig, load_config
+from qwen_vl_axera.npu.strict_json import parse_strict
 from tests.conftest import ROOT
 
 PIXELS, NORMALIZED = ROOT / "config_video.json", ROOT / "config_video_normalized.json"
@@ -23,16 +23,16 @@ ENOUGH = 64  # samples
 # The messages of the definition; the stand-in holds their fields, typed off the manual a second time.
 MESSAGES = {
     "": BuildConfig,
-    "onnx_opt": pulsar2_config.OnnxOptimizeOption,
-    "quant": pulsar2_config.QuantConfig,
-    "quant.input_configs": pulsar2_config.InputQuantConfig,
-    "quant.layer_configs": pulsar2_config.LayerConfig,
-    "input_processors": pulsar2_config.InputProcessor,
-    "output_processors": pulsar2_config.OutputProcessor,
-    "const_processors": pulsar2_config.ConstProcessor,
-    "op_processors": pulsar2_config.OpProcessor,
-    "quant_op_processors": pulsar2_config.OpProcessor,
-    "compiler": pulsar2_config.CompilerConfig,
+    "onnx_opt": schema.OnnxOptimizeOption,
+    "quant": schema.QuantConfig,
+    "quant.input_configs": schema.InputQuantConfig,
+    "quant.layer_configs": schema.LayerConfig,
+    "input_processors": schema.InputProcessor,
+    "output_processors": schema.OutputProcessor,
+    "const_processors": schema.ConstProcessor,
+    "op_processors": schema.OpProcessor,
+    "quant_op_processors": schema.OpProcessor,
+    "compiler": schema.CompilerConfig,
 }
 
 

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from preprocess import MEAN, STD, num_patches
 from qwen_vl_axera.calibration import NEAR_FRACTION, count_near, thumbnail
-from qwen_vl_axera.checks import Check
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.npu.checks import Check
 
 CALIBRATE_AGAIN = "run get_calib.py again"
 MEMBER_LIMIT = 1 << 30  # bytes; the largest sample, 1288x1288, takes 40 MB

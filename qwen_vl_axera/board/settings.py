@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_vl_axera.board_tokenizer import MERGES_FILE
+from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.capture import CAPTURE, Capture, read_capture
 from qwen_vl_axera.config import ModelConfig
 from qwen_vl_axera.embedding import FILES

@@ -11,23 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_vl_axera.archive_checks import Archive, archive_checks, read_archive
 from qwen_vl_axera.calibration import CALIB, MANIFEST
 from qwen_vl_axera.capture import CAPTURE, read_capture
 from qwen_vl_axera.checkpoint import Checkpoint
-from qwen_vl_axera.checks import Check, guarded
-from qwen_vl_axera.coherence import Target, coherence_problems
 from qwen_vl_axera.config import load_config as load_checkpoint_config
 from qwen_vl_axera.conversion import graph_stem
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json
-from qwen_vl_axera.model_checks import checkpoint_checks, external_bytes, graph_checks
+from qwen_vl_axera.npu.archive_checks import Archive, archive_checks, read_archive
+from qwen_vl_axera.npu.checks import Check, guarded
+from qwen_vl_axera.npu.coherence import Target, coherence_problems
+from qwen_vl_axera.npu.model_checks import checkpoint_checks, external_bytes, graph_checks
+from qwen_vl_axera.npu.schema import BuildConfig, load_config
+from qwen_vl_axera.npu.tool import VARIABLE, find_tool
 from qwen_vl_axera.pulsar2 import version
-from qwen_vl_axera.pulsar2_config import BuildConfig, load_config
 from qwen_vl_axera.tensors import text_tensors
-from qwen_vl_axera.tool import VARIABLE, find_tool
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
 
 CHUNK = 128  # tokens by which a prefill length usually grows

@@ -11,8 +11,8 @@ from preprocess import CHANNELS, MEAN, PATCH_PIXELS, STD, patch_image_to_picture
 from qwen_vl_axera.capture import Capture, read_oracle
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity import THRESHOLDS, token_cosines
-from qwen_vl_axera.report_inputs import Fidelity, GraphFidelity, Manifest, Part, Sample, read_part
-from qwen_vl_axera.report_pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
+from qwen_vl_axera.report.inputs import Fidelity, GraphFidelity, Manifest, Part, Sample, read_part
+from qwen_vl_axera.report.pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
 
 MOST_MAPS = 16  # steps shown; of more, those with the worst tokens
 MOST_SAMPLES = 96  # shown

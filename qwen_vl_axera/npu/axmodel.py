@@ -1,6 +1,6 @@
 """The compiled vision model against the ONNX graph, by Pulsar2's own simulator.
 
-    python -m qwen_vl_axera.axmodel MODEL.axmodel NAME_vision_uint8.onnx [--workdir DIR]
+    python -m qwen_vl_axera.npu.axmodel MODEL.axmodel NAME_vision_uint8.onnx [--workdir DIR]
 
 Reads:  pixels.npy of run_video_by_sec.py. Writes: axmodel_fidelity.json. Exit code 1 when a cosine is below the
 threshold, over a step or of any token. What the simulator reads and writes (`TENSOR.bin`, raw values) is as the
@@ -39,9 +39,9 @@ def check_axmodel(axmodel: Path, graph: Path, workdir: Path) -> dict[str, Any]:
         InputError: the compiler or a file is missing.
         CheckFailed: the simulator failed or wrote something else than the tokens.
     """
+    from qwen_vl_axera.npu.tool import VARIABLE, execute, find_tool
     from qwen_vl_axera.pulsar2 import run_command
     from qwen_vl_axera.runner import OnnxTower
-    from qwen_vl_axera.tool import VARIABLE, execute, find_tool
 
     if not axmodel.is_file():
         raise InputError(f"{axmodel} is missing: build it first")

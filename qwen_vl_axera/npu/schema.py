@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.strict_json import read_strict
+from qwen_vl_axera.npu.strict_json import read_strict
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Real = Annotated[float, Field(allow_inf_nan=False)]

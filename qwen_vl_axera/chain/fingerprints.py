@@ -19,7 +19,7 @@ from typing import Any
 from qwen_vl_axera.errors import InputError
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "decord", "qwen-vl-utils")
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 CHECKPOINT_FILES = (".json", ".jinja", ".txt", ".safetensors")
 WHOLE = 64 << 20  # bytes: files up to this size are hashed whole
 END = 1 << 20  # bytes hashed at either end of larger ones
@@ -44,7 +44,7 @@ def step_parts(step: Step) -> dict[str, Any]:
         InputError: an input or a checkpoint is missing.
     """
     command = [printable(argument) for argument in step.command]
-    sources = [*PROJECT.glob("*.py"), *(PROJECT / "qwen_vl_axera").glob("*.py")]
+    sources = [*PROJECT.glob("*.py"), *(PROJECT / "qwen_vl_axera").rglob("*.py")]
     if re.fullmatch(r"python(\d+(\.\d+)?)?", Path(command[0]).name):
         command[0] = "python"  # another environment with the same packages is the same step
         if len(command) > 1 and command[1].endswith(".py") and Path(step.command[1]).is_file():

@@ -8,10 +8,10 @@ import numpy as np
 
 from preprocess import MEAN, STD
 from qwen_vl_axera.checkpoint import FLOAT_DTYPES, INDEX_FILE, Checkpoint, normalise_name
-from qwen_vl_axera.checks import Check
 from qwen_vl_axera.config import ModelConfig
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json
+from qwen_vl_axera.npu.checks import Check
 from qwen_vl_axera.tensors import expected_tensors
 
 ORIGINAL = "give Pulsar2 the original checkpoint, as released in BF16"

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE, frame_to_array, unpatchify
-from qwen_vl_axera import report_inputs as inputs
 from qwen_vl_axera.capture import CAPTURE, Capture, read_pixels
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write
-from qwen_vl_axera.report_figures import calibration_sheet, error_maps
-from qwen_vl_axera.report_inputs import Part, read_part, read_text, shell_line
-from qwen_vl_axera.report_pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
+from qwen_vl_axera.report import inputs
+from qwen_vl_axera.report.figures import calibration_sheet, error_maps
+from qwen_vl_axera.report.inputs import Part, read_part, read_text, shell_line
+from qwen_vl_axera.report.pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_FRAMES = 64  # shown; a report stays a page that a phone can open

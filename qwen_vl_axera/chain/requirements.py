@@ -1,6 +1,6 @@
 """Whether an environment has what requirements files list, by name: a question of milliseconds.
 
-    python qwen_vl_axera/requirements.py requirements.txt...
+    python qwen_vl_axera/chain/requirements.py requirements.txt...
 
 Exit code 0 when every distribution is installed, 1 with the missing names otherwise. Standard library only: it
 runs before anything is installed.

@@ -15,8 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl_axera.container import Mounts, docker_argv
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.npu.container import Mounts, docker_argv
 
 VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
 DOCKER = "docker:"

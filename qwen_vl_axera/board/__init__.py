@@ -1,0 +1,1 @@
+"""The directory that goes to the board: files, runtime settings, tokenizer, manifest."""

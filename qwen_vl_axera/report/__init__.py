@@ -1,0 +1,1 @@
+"""report.html: what a work directory holds, as one page."""
