@@ -1,7 +1,8 @@
 """The result as tables: for the screen, and in English and Chinese for the documents."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ LABELS = {
 DETAILS = {"cost_per_patch", "moved", "same_bits", "calibration_to_decode", "preprocess_to_resize_pillow"} | {
     label for label in LABELS if label.startswith("preprocess_normalized")
 }
+# What the READMEs state once for all sizes, with the worst figure.
+WORST_OF_SIZES = {"fidelity", "fidelity_outliers", "peak"}
 HEADINGS = (
     ("", "measured", "range, rounds", "target", "", "seconds, for context", "peak memory"),
     ("", "实测", "范围，轮数", "目标", "", "秒数（仅供参考）", "内存峰值"),
@@ -192,11 +195,11 @@ def markdown(result: dict[str, Any], language: str, plot: str, brief: bool) -> s
         result: what `run.py` saved.
         language: "en" or "zh".
         plot: the picture's path as the document sees it.
-        brief: without DETAILS.
+        brief: `condensed`.
     """
     index = LANGUAGES.index(language)
     rows = [Row.from_json(entry) for entry in result["rows"]]
-    rows = [row for row in rows if not (brief and row.label in DETAILS)]
+    rows = list(condensed(rows)) if brief else rows
     lines = [conditions(result["conditions"], language), ""]
     for part in dict.fromkeys(row.part for row in rows):
         table = [cells(row, language) for row in rows if row.part == part]
@@ -205,6 +208,28 @@ def markdown(result: dict[str, Any], language: str, plot: str, brief: bool) -> s
         lines.append("")
     caption = ("Cost per step and per patch against size", "每步与每个 patch 的开销随尺寸的变化")[index]
     return "\n".join([*lines, f"![{caption}]({plot})"])
+
+
+def condensed(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows for a README: no DETAILS, one row for all sizes of WORST_OF_SIZES, nodes where others have some, too."""
+    comparable = {row.params["size"] for row in rows if row.cited}
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.label in DETAILS or (row.label == "nodes" and comparable and row.params["size"] not in comparable):
+            continue
+        apart = {"size"} if row.label in WORST_OF_SIZES else set()
+        groups.setdefault((row.label, *(row.params[name] for name in sorted(row.params.keys() - apart))), []).append(
+            row
+        )
+    for group in groups.values():
+        if len(group) == 1:
+            yield group[0]
+        else:
+            worst = max(
+                group, key=lambda row: (row.met() is False, row.note is not None, row.value or 0, row.peak or 0)
+            )
+            sizes = ", ".join(row.params["size"] for row in group)
+            yield dataclasses.replace(worst, params=worst.params | {"size": sizes}, seconds={})
 
 
 def _markdown_table(headings: Sequence[str], table: Iterable[list[str]], used: Sequence[int]) -> list[str]:

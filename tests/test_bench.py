@@ -75,6 +75,25 @@ def test_every_row_reads_in_both_languages(quick):
     assert set(render.LABELS) >= render.DETAILS
 
 
+def test_a_brief_table_states_the_worst_of_all_sizes():
+    def row(label, size, **fields):
+        return Row("chain", label, {"script": "x.py", "shape": "3B", "size": size}, **fields)
+
+    rows = [
+        row("fidelity", "308x308", value=1e-6, unit="relative", target=("<=", 2e-5)),
+        row("fidelity", "448x448", value=3e-5, unit="relative", target=("<=", 2e-5)),
+        row("fidelity", "896x896", unit="relative", target=("<=", 2e-5), note="it broke"),
+        row("peak", "308x308", peak=3, peak_limit=4),
+        row("peak", "448x448", peak=5, peak_limit=4),
+        row("moved", "308x308", value=1.0, unit="MB"),
+    ]
+    fidelity, peak = render.condensed(rows)
+    assert fidelity.params["size"] == "308x308, 448x448, 896x896"
+    assert fidelity.met() is False and fidelity.note == "it broke"
+    assert peak.peak == 5 and peak.met() is False
+    assert list(render.condensed(rows[:1])) == rows[:1]
+
+
 def test_publish_fills_the_documents(quick, tmp_path):
     result = json.loads((quick[0] / "benchmarks.json").read_text())
     (tmp_path / "docs").mkdir()
