@@ -1,5 +1,6 @@
 """Files are the old one or the new one; and the exit codes of the scripts' shared frame."""
 
+import errno
 import os
 
 import numpy as np
@@ -26,6 +27,24 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
         file.write(b"new")
     assert (tmp_path / "precious").read_bytes() == b"mine"
     assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("across", [False, True], ids=["one file system", "two"])
+def test_a_moved_file_is_at_its_target_only(tmp_path, monkeypatch, across):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"new" * 1_000_000)
+    target.write_bytes(b"old")
+    replace = os.replace
+
+    def refuse(one, other):
+        if across and one == source:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    files.move_file(source, target)
+    assert target.read_bytes() == b"new" * 1_000_000
+    assert os.listdir(tmp_path) == ["target"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

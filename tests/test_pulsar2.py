@@ -176,6 +176,19 @@ def test_build_runs_in_the_work_directory(make_workdir, calls, tmp_path):
     assert b"stand-in" in (workdir / "build-output" / "tiny_vision.axmodel").read_bytes()
 
 
+def test_a_built_model_is_delivered(make_workdir, tmp_path):
+    workdir = make_workdir()
+    (tmp_path / "a [copy]").mkdir()
+    target = tmp_path / "a [copy]" / "x.axmodel"
+    target.write_bytes(b"older")
+    done = cli("build", "tiny_vision.onnx", "--config", CONFIG, "--output-name", "m[1].axmodel", "--deliver", target)
+    assert done.returncode == 0, done.stderr
+    assert b"stand-in" in target.read_bytes() and not list((workdir / "build-output").iterdir())
+    target.unlink()
+    failed = cli("build", "tiny_vision.onnx", "--config", CONFIG, "--deliver", target, STAND_IN_FAIL="build:3")
+    assert failed.returncode == 1 and not target.exists()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_arrive_as_they_are(make_workdir, calls, tiny_dir, tmp_path, name):
     workdir = make_workdir(name, graph=f"{name}_vision.onnx")
@@ -341,11 +354,16 @@ def test_bad_input_is_one_line_and_exit_code_2(make_workdir, argv, words):
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+STEP = ["-m", "qwen_vl_axera.chain.steps", "--name", "npu-vision", "--", sys.executable]
+
+
+@pytest.mark.parametrize("around", [[], STEP], ids=["alone", "as a step"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupting_ends_the_tool_too(make_workdir, number, code):
+def test_interrupting_ends_the_tool_too(make_workdir, number, code, around):
     make_workdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PULSAR2": str(STAND_IN), "STAND_IN_SLEEP": "build:60"}
-    argv = [sys.executable, "-m", "qwen_vl_axera.pulsar2", "build", "tiny_vision.onnx", "--config", str(CONFIG)]
+    argv = [sys.executable, *around, "-m", "qwen_vl_axera.pulsar2", "build", "tiny_vision.onnx"]
+    argv += ["--config", str(CONFIG), "--deliver", "delivered.axmodel"]
     process = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     placeholder = Path("build-output/tiny_vision.axmodel")
     deadline = time.monotonic() + 60
@@ -356,6 +374,7 @@ def test_interrupting_ends_the_tool_too(make_workdir, number, code):
     assert process.returncode == code and "Traceback" not in stderr
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in the group
+    assert not Path("delivered.axmodel").exists()
 
 
 # The stand-in itself: a test double that takes everything shows nothing
