@@ -5,8 +5,8 @@
 
 Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures.
 Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens.pth, window_index.pth (one
-        step's), pixels.npy, vit_out.npy (the whole clip's), capture.json. It checks that the steps together
-        give what the clip gives at once, and that all steps share one layout.
+        step's), pixels.npy, vit_out.npy (the whole clip's), capture.json. It checks that a step alone gives what
+        it gives within the clip, and that all steps share one layout.
 """
 
 import sys
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, rows, columns = capture.grid_thw
     print(
         f"{len(capture.indices)} frames of {size[0]}x{size[1]} at {capture.sample_fps:g} fps: {steps} steps of "
-        f"{rows}x{columns} patches, {capture.num_tokens} tokens; step by step equals the clip at once"
+        f"{rows}x{columns} patches, {capture.num_tokens} tokens; each step alone equals the step within the clip"
     )
     if args.generate:
         from qwen_vl_axera.chat import LanguageModel, build_prompt

@@ -22,6 +22,9 @@ from qwen_vl_axera.tensors import vision_tensors
 # One step alone and the same step within its clip are the same sums, batched differently: the measured
 # difference is 6e-8 of the largest output.
 STEPWISE_TOLERANCE = 1e-5
+# A clip is also run several steps at a time; this many patches take 0.4 GB besides the weights.
+PATCHES_AT_ONCE = 4096
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # cos and sin of the same angle, float32, from two places.
 ANGLE_TOLERANCE = 1e-6
 
@@ -47,7 +50,7 @@ class StepLayout:
 
 
 class ReferenceTower:
-    """transformers' `Qwen2_5_VisionTransformerPretrainedModel` in float32.
+    """transformers' `Qwen2_5_VisionTransformerPretrainedModel`, computing in float32.
 
     Args:
         checkpoint: only its `visual.*` tensors are read, one at a time.
@@ -57,7 +60,8 @@ class ReferenceTower:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
         self.config = checkpoint.config.vision
         self.device = device
-        self.tower = load_tower(checkpoint).to(device)
+        self.tower = load_tower(checkpoint, blocks_as_stored=True).to(device)
+        widen_while_running(self.tower.blocks)
 
     @torch.no_grad()
     def run(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -106,6 +110,25 @@ class ReferenceTower:
                 stage.advance()
         return np.concatenate(outputs), layout
 
+    def run_together(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """Runs a clip several temporal steps at a time: as many as keep memory bounded, but at least two.
+
+        Args:
+            patches: uint8 (T, S, 392, 3).
+            grid: rows and columns of patches.
+
+        Returns:
+            float32 (T·S/4, out_hidden).
+        """
+        wanted = max(2, PATCHES_AT_ONCE // (grid[0] * grid[1]))
+        groups = np.array_split(patches, max(1, len(patches) // wanted))
+        outputs: list[np.ndarray] = []
+        with progress.stage("several steps at once", len(patches), unit="step") as stage:
+            for group in groups:
+                outputs.append(self.run(group, grid))
+                stage.advance(len(group))
+        return np.concatenate(outputs)
+
     def grid_thw(self, steps: int, grid: tuple[int, int]) -> Tensor:
         return torch.tensor([[steps, *grid]], device=self.device)
 
@@ -137,8 +160,14 @@ def flat_patches(patches: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(normalised[0].transpose(1, 0, 2)).reshape(normalised.shape[2], -1)
 
 
-def load_tower(checkpoint: Checkpoint) -> nn.Module:
-    """Builds the tower without initialising it and fills in the weights one tensor at a time."""
+def load_tower(checkpoint: Checkpoint, blocks_as_stored: bool = False) -> nn.Module:
+    """Builds the tower without initialising it and fills in the weights one tensor at a time.
+
+    Args:
+        checkpoint: where they are.
+        blocks_as_stored: the blocks' weights stay bfloat16 or float16 where they are stored so, which takes half the
+            memory; else, and all others: float32.
+    """
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -157,12 +186,40 @@ def load_tower(checkpoint: Checkpoint) -> nn.Module:
     with progress.stage("load vision weights", size) as stage:
         for name, shape in shapes.items():
             values = torch.from_numpy(checkpoint.read(name, shape))
-            tower.load_state_dict({name.removeprefix("visual."): values}, strict=False, assign=True)
             stage.advance(values.nbytes)
+            if blocks_as_stored and name.startswith("visual.blocks."):
+                values = values.to(STORED_DTYPES[checkpoint.info(name).dtype])  # exact: that is where they come from
+            tower.load_state_dict({name.removeprefix("visual."): values}, strict=False, assign=True)
     left = [name for name, parameter in tower.named_parameters() if parameter.is_meta]
     if left:
         raise CheckFailed(f"transformers' tower has parameters that no checkpoint tensor fills: {left[:3]}")
     return tower.requires_grad_(False).eval()
+
+
+def widen_while_running(blocks: nn.ModuleList) -> None:
+    """Lets blocks with 16-bit weights compute in float32, to the bit: a block is widened while it runs, and no longer.
+
+    All blocks share one set of float32 buffers, so they must be of one shape and run one after the other.
+    """
+    wide: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}  # of the block that runs
+
+    def widen(block: nn.Module, args: tuple) -> None:
+        for name, parameter in block.named_parameters():
+            if parameter.dtype != torch.float32:
+                stored[name] = parameter.data
+                if name not in wide:
+                    wide[name] = torch.empty_like(parameter, dtype=torch.float32)
+                parameter.data = wide[name].copy_(parameter.data)
+
+    def restore(block: nn.Module, args: tuple, output: Any) -> None:
+        for name, parameter in block.named_parameters():
+            if name in stored:
+                parameter.data = stored.pop(name)
+
+    for block in blocks:
+        block.register_forward_pre_hook(widen)
+        block.register_forward_hook(restore, always_call=True)
 
 
 def window_layout(tower: nn.Module, config: VisionConfig, grid_thw: Tensor) -> tuple[Tensor, Tensor]:

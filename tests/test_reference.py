@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from qwen_vl_axera import reference
@@ -57,7 +58,7 @@ def test_weights_are_those_of_from_pretrained(tower, full):
     ours = tower.tower.state_dict()
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
+        assert torch.equal(ours[name].float(), value), name
     assert not any(parameter.is_meta for parameter in tower.tower.parameters())
     assert not any(buffer.is_meta for buffer in tower.tower.buffers())
 
@@ -80,6 +81,39 @@ def test_features_are_those_of_the_full_model(tower, full, size):
         "cu_window_seqlens": torch.int32,
         "window_index": torch.int64,
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_blocks_stay_as_stored_and_compute_in_float32(tmp_path, dtype):
+    directory = make_tiny(tmp_path / "tiny")
+    (shard,) = directory.glob("*.safetensors")
+    save_file({name: value.to(dtype) for name, value in load_file(shard).items()}, shard)
+    checkpoint, patches = Checkpoint(directory), random_patches((140, 252), steps=2)
+    tower = ReferenceTower(checkpoint)
+    wide = reference.load_tower(checkpoint)
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))  # to the bit
+    assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
+
+    def broken(*args, **kwargs):
+        raise RuntimeError
+
+    tower.tower.blocks[1].mlp.forward = broken
+    with pytest.raises(RuntimeError):
+        tower.run(patches, (10, 18))
+    del tower.tower.blocks[1].mlp.forward
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))
+    assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("steps", "groups"), [(1, [1]), (2, [2]), (3, [3]), (5, [3, 2]), (6, [2, 2, 2])])
+def test_memory_of_steps_together_is_bounded(tower, monkeypatch, steps, groups):
+    monkeypatch.setattr(reference, "PATCHES_AT_ONCE", 20)  # two steps of 10
+    seen = []
+    monkeypatch.setattr(tower, "run", lambda patches, grid: seen.append(len(patches)) or patches[:, 0, 0])
+    patches = np.arange(steps * 10 * 392 * 3).reshape(steps, 10, 392, 3)
+    np.testing.assert_array_equal(tower.run_together(patches, (2, 5)), patches[:, 0, 0])
+    assert seen == groups
 
 
 def test_steps_do_not_see_each_other(tower):
@@ -150,6 +184,6 @@ def test_steps_that_differ_from_the_clip_are_refused(tiny, frames_dir, tmp_path,
         return original(self, patches, grid) + (len(patches) > 1) * 1e-3
 
     monkeypatch.setattr(ReferenceTower, "run", leaking)
-    with pytest.raises(CheckFailed, match="step by step differs from the clip at once"):
+    with pytest.raises(CheckFailed, match="step by step differs from several steps at once"):
         run_clip(tiny, tmp_path, load_clip([frames_dir]), (56, 56))
     assert list(tmp_path.iterdir()) == []
