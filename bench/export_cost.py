@@ -13,14 +13,14 @@ PEAK = GIGABYTE
 
 def measure(plan: Plan) -> Iterator[Row]:
     size = plan.fidelity_sizes[0]
-    yield _against_copy(plan, plan.checkpoint, plan.shape, size, plan.rounds)
+    yield _against_copy(plan, plan.checkpoint, plan.shape, size)
     largest = plan.sizes[-1]
-    yield _against_copy(plan, plan.checkpoint, plan.shape, largest, max(1, plan.rounds - 1))
+    yield _against_copy(plan, plan.checkpoint, plan.shape, largest)
     if not plan.quick:
-        yield _against_copy(plan, plan.largest_checkpoint, "72B", size, max(1, plan.rounds - 1))
+        yield _against_copy(plan, plan.largest_checkpoint, "72B", size)
 
 
-def _against_copy(plan: Plan, checkpoint: Path, shape: str, size: Size, rounds: int) -> Row:
+def _against_copy(plan: Plan, checkpoint: Path, shape: str, size: Size) -> Row:
     workdir = plan.directory("export")
     data = workdir / f"{checkpoint.name}_vision.onnx.data"
     runs = alternate(
@@ -28,7 +28,8 @@ def _against_copy(plan: Plan, checkpoint: Path, shape: str, size: Size, rounds: 
             "export.py": lambda: run(["export.py", checkpoint, "video", "--size", *size, "--workdir", workdir]),
             "copy": lambda: copy_seconds(data, data.with_suffix(".copy")),
         },
-        rounds,
+        plan.rounds,
+        plan.settle,
     )
     exports = [one.seconds for one in runs["export.py"]]
     nbytes = data.stat().st_size

@@ -98,6 +98,7 @@ def _embedding(plan: Plan) -> Row:
             "copy": lambda: copy_seconds(path, path.with_suffix(".copy")),
         },
         plan.rounds,
+        plan.settle,
     )
     gigabytes = path.stat().st_size / GIGABYTE
     shutil.rmtree(workdir)

@@ -26,6 +26,7 @@ from qwen_vl_axera.operators import statistics
 from qwen_vl_axera.runner import OnnxTower
 
 TOKENS_OF_PEER = "pooler_output"
+FIGURES = "nodes", "reshapes", "moved_bytes", "multiplications"
 
 
 class PeerTower:
@@ -69,7 +70,7 @@ def graph_figures(path: Path) -> dict[str, int]:
         figures = statistics(model)
     except KeyError:
         figures = {"nodes": len(model.graph.node)}
-    return {name: figures[name] for name in ("nodes", "reshapes", "moved_bytes") if name in figures}
+    return {name: figures[name] for name in FIGURES if name in figures}
 
 
 def measure(graphs: dict[str, Path], budget: float, rounds: tuple[int, int]) -> dict:

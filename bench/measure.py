@@ -141,15 +141,17 @@ def copy_seconds(source: Path, target: Path) -> float:
     return seconds
 
 
-def alternate(tasks: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
+def alternate(tasks: Mapping[str, Callable[[], Result]], rounds: int, settle: float = 0.0) -> dict[str, list[Result]]:
     """Runs tasks in turn, A B, B A, A B ..., so that a machine that drifts treats all alike.
 
-    What earlier tasks left to be written is on the disk before the next one starts.
+    What earlier tasks left to be written is on the disk before the next one starts. A virtual machine gives memory
+    that was freed back to its host a little later, and gets it back slowly: no task shall find it just before that.
     """
     results: dict[str, list[Result]] = {name: [] for name in tasks}
     for number in range(rounds):
         for name in list(tasks) if number % 2 == 0 else reversed(list(tasks)):
             os.sync()
+            time.sleep(settle)
             results[name].append(tasks[name]())
     return results
 

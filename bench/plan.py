@@ -42,6 +42,7 @@ class Plan:
         fidelity_sizes: of the comparison with transformers.
         budget: seconds for the rounds of one comparison of graphs.
         rounds: of everything that is not under the budget.
+        settle: seconds of rest before each run that is compared with copying a file.
         quick: the reduced form: no transformers exporter, no transformers processors, no second shape.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     fidelity_sizes: Sequence[Size]
     budget: float
     rounds: int
+    settle: float
     quick: bool
 
     @property
@@ -93,7 +95,15 @@ class Plan:
 def quick_plan(workdir: Path) -> Plan:
     """A small shape and small sizes, once each: shows that every part works, says nothing about cost."""
     return Plan(
-        workdir, "small", [(56, 56), (112, 112), (140, 252)], [(112, 112)], [(140, 252)], 0.5, rounds=1, quick=True
+        workdir,
+        "small",
+        [(56, 56), (112, 112), (140, 252)],
+        [(112, 112)],
+        [(140, 252)],
+        0.5,
+        rounds=1,
+        settle=0,
+        quick=True,
     )
 
 
@@ -101,7 +111,7 @@ def full_plan(workdir: Path, shape: str, sizes: Sequence[Size]) -> Plan:
     """The true shape."""
     fidelity = [(308, 308), (140, 252), (448, 448), (896, 896)]
     peers = [size for size in sizes if max(size) <= 896]  # dense at 1288x1288 takes minutes a step
-    return Plan(workdir, shape, sizes, peers, fidelity, 40.0, rounds=3, quick=False)
+    return Plan(workdir, shape, sizes, peers, fidelity, 40.0, rounds=5, settle=4, quick=False)
 
 
 def name_of(size: Size) -> str:

@@ -36,8 +36,8 @@ LABELS = {
         "transformers `OnnxExporter`，小型塔，{size}：与我们结果的最低 token 余弦",
     ),
     "flatness": (
-        "cost per patch, {size} / {other} ({patches}× the patches)",
-        "每个 patch 的开销，{size} / {other}（patch 数为 {patches} 倍）",
+        "cost per patch, {size} / {other} ({patches}× the patches; {arithmetic}× the arithmetic per patch)",
+        "每个 patch 的开销，{size} / {other}（patch 数为 {patches} 倍，每个 patch 的运算量为 {arithmetic} 倍）",
     ),
     "cost_per_patch": (
         "cost per patch at {size} ({patches} patches) / at the smallest size",

@@ -17,7 +17,7 @@ from qwen_vl_axera.errors import InputError
 CITED_NODES = (("nodes_vendor", "308x308", 1755), ("nodes_transformers", "448x448", 2025))
 SAME = 0.99999  # lowest cosine of any token: below it two graphs do not compute the same
 RAGGED = (140, 252)  # windows of several sizes
-ROUNDS = (2, 9)
+ROUNDS = (3, 9)
 
 
 def require_peer() -> None:
@@ -132,11 +132,17 @@ def _curve(plan: Plan, graphs: dict, compared: dict[Size, dict[str, Any]]) -> It
     cost = {size: statistics.median(own[name_of(size)]["seconds"]) for size in plan.sizes}
     smallest, largest = plan.sizes[0], plan.sizes[-1]
     patches = {size: own[name_of(size)]["patches"] for size in plan.sizes}
+    products = {size: own[name_of(size)]["multiplications"] for size in plan.sizes}
     factor = patches[largest] / patches[smallest]
     yield Row(
         "steps",
         "flatness",
-        {"size": name_of(largest), "other": name_of(smallest), "patches": round(factor, 1)},
+        {
+            "size": name_of(largest),
+            "other": name_of(smallest),
+            "patches": round(factor, 1),
+            "arithmetic": round(products[largest] / products[smallest] / factor, 2),
+        },
         seconds={name_of(smallest): cost[smallest], name_of(largest): cost[largest]},
         **ratio(own[name_of(largest)]["seconds"], [factor * seconds for seconds in own[name_of(smallest)]["seconds"]]),
     )

@@ -66,14 +66,21 @@ def export_vision(
     if mode == "video":
         check_capture(workdir, layouts)
 
-    order = list(weight_table(config, input))
-    data: graph.DataFile | None = None
-    exported = []
-    for size, layout in layouts.items():
-        stem = graph_stem(checkpoint.name, mode, size if len(sizes) > 1 else None)
+    names = {
+        (size, uint8): f"{graph_stem(checkpoint.name, mode, size if len(sizes) > 1 else None)}{suffix}.onnx"
+        for size in sizes
+        for uint8, suffix in ((False, ""), (True, "_uint8"))
+    }
+    check_shared_data(Path(workdir), checkpoint.name, set(names.values()), input)
+
+    shapes = {name: weight.shape for name, weight in weight_table(config, input).items()}
+    data = graph.DataFile(f"{graph_stem(checkpoint.name, 'video')}.onnx.data", shapes)
+    models = {}
+    for (size, uint8), name in names.items():
         metadata = {
             "checkpoint": checkpoint.name,
             "input": input,
+            "uint8": uint8,
             "mode": mode,
             "size": list(size),
             "window_mode": window_mode,
@@ -82,23 +89,16 @@ def export_vision(
             "patch_order": "window-block row, column, merge row, column; temporal, patch row, column, RGB",
             "versions": versions(),
         }
-        for uint8 in (False, True):
-            with progress.stage(f"trace {size[0]}x{size[1]}{' uint8' if uint8 else ''}", unit="node") as stage:
-                tower = graph.meta_tower(config, layout, input, window_mode, uint8, MEAN, STD)
-                data = data or graph.DataFile(
-                    f"{graph_stem(checkpoint.name, 'video')}.onnx.data", graph.shapes_of(tower, order)
-                )
-                model = graph.export_graph(tower, data, opset, metadata | {"uint8": uint8})
-                stage.advance(len(model.graph.node))
-            path = Path(workdir) / f"{stem}{'_uint8' if uint8 else ''}.onnx"
-            exported.append((ExportedGraph(path, size, statistics(model)), model))
+        with progress.stage(f"trace {name}", unit="node") as stage:
+            tower = graph.meta_tower(config, layouts[size], input, window_mode, uint8, MEAN, STD)
+            models[name] = graph.export_graph(tower, data, opset, metadata)
+            stage.advance(len(models[name].graph.node))
 
-    check_shared_data(Path(workdir), checkpoint.name, {item.path.name for item, _ in exported}, input)
     # Weights first: a graph file never refers to data that is not there yet.
     data.write(Path(workdir), vision_weights(checkpoint, input))
-    for item, model in exported:
-        graph.write_graph(model, item.path)
-    return [item for item, _ in exported]
+    for name, model in models.items():
+        graph.write_graph(model, Path(workdir) / name)
+    return [ExportedGraph(Path(workdir) / name, size, statistics(models[name])) for (size, _), name in names.items()]
 
 
 def graph_stem(name: str, mode: str, size: Size | None = None) -> str:

@@ -19,7 +19,7 @@ class DataFile:
     """Where each weight lies in the external data file. Offsets follow from the shapes alone."""
 
     def __init__(self, location: str, shapes: dict[str, tuple[int, ...]]):
-        self.location = location
+        self.location, self.shapes = location, shapes
         self.places: dict[str, tuple[int, int]] = {}
         end = 0
         for name, shape in shapes.items():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +25,9 @@ from qwen_vl_axera.files import atomic_write
 from qwen_vl_axera.operators import lint
 
 if TYPE_CHECKING:  # torch takes a second and 500 MB: only tracing pays for it, reading a graph does not
-    from torch import nn
-
     from qwen_vl_axera.vision import VisionTower
 
 OPSETS = (16, 17, 18)
-
-
-def shapes_of(tower: nn.Module, order: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a tower's parameters in the given order.
-
-    Raises:
-        ValueError: the tower and the order name different parameters.
-    """
-    shapes = {name: tuple(parameter.shape) for name, parameter in tower.named_parameters()}
-    names = list(order)
-    if set(names) != set(shapes):
-        raise ValueError(f"weight table and tower differ: {sorted(set(names) ^ set(shapes))}")
-    return {name: shapes[name] for name in names}
 
 
 def meta_tower(*args: Any, **kwargs: Any) -> VisionTower:
@@ -79,6 +63,7 @@ def export_graph(tower: VisionTower, data: DataFile, opset: int, metadata: dict[
 
     from qwen_vl_axera.lowering import Lowering, Tracer
 
+    check_parameters(tower, data)
     tracer = Tracer()
     traced = fx.GraphModule(tower, tracer.trace(tower))
     lowering = Lowering(traced, data, opset)
@@ -94,6 +79,18 @@ def export_graph(tower: VisionTower, data: DataFile, opset: int, metadata: dict[
     if problems:
         raise InputError("the graph would not compile: " + "; ".join(problems[:5]))
     return model
+
+
+def check_parameters(tower: VisionTower, data: DataFile) -> None:
+    """Holds the tower's parameters against the weights that are written for it.
+
+    Raises:
+        ValueError: they differ in a name or a shape: `vision.py` and `weights.py` do not fit together.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in tower.named_parameters()}
+    different = {name for name, _ in shapes.items() ^ data.shapes.items()}
+    if different:
+        raise ValueError(f"the tower's parameters and the weight table differ: {sorted(different)}")
 
 
 def write_graph(model: onnx.ModelProto, path: Path) -> None:

@@ -139,19 +139,28 @@ def _shape_problems(name: str, shape: list[int] | None) -> Iterator[str]:
 
 
 def statistics(model: onnx.ModelProto) -> dict[str, int]:
-    """How large a graph is: nodes, reshapes among them, and the bytes that data movement writes per step.
+    """How large a graph is: nodes, reshapes among them, data movement and arithmetic per step.
 
     Returns:
         `nodes`, `reshapes`, `moved_bytes` (outputs of Transpose, Slice, Split, Concat and Gather; a Reshape
-        moves nothing) and the number of nodes of each operator as `op.NAME`.
+        moves nothing), `multiplications` (those of Gemm and MatMul) and the number of nodes of each operator as
+        `op.NAME`.
     """
-    values = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
-    counts = Counter(node.op_type for node in model.graph.node)
-    moved = 0
-    for node in model.graph.node:
+    graph = model.graph
+    values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes = {name: _shape(value) for name, value in values.items()}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    counts = Counter(node.op_type for node in graph.node)
+    moved = multiplications = 0
+    for node in graph.node:
         if node.op_type in MOVING:
             for name in node.output:
                 kind = onnx.helper.tensor_dtype_to_np_dtype(values[name].type.tensor_type.elem_type)
-                moved += int(np.prod(_shape(values[name]))) * kind.itemsize
-    summary = {"nodes": len(model.graph.node), "reshapes": counts["Reshape"], "moved_bytes": moved}
+                moved += int(np.prod(shapes[name])) * kind.itemsize
+        elif node.op_type in ("Gemm", "MatMul"):
+            transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
+            summed = shapes[node.input[0]][0 if transposed else -1]
+            multiplications += int(np.prod(shapes[node.output[0]])) * summed
+    summary = {"nodes": len(graph.node), "reshapes": counts["Reshape"]}
+    summary |= {"moved_bytes": moved, "multiplications": multiplications}
     return summary | {f"op.{name}": count for name, count in sorted(counts.items())}

@@ -200,7 +200,8 @@ def test_the_linter_refuses(message):
 
 def test_the_linter_guards_the_export(tiny):
     tower = graph.meta_tower(tiny.config.vision, build_layout(tiny.config.vision, (56, 56)), "pixels")
-    data = graph.DataFile("x.data", graph.shapes_of(tower, weight_table(tiny.config.vision)))
+    table = weight_table(tiny.config.vision)
+    data = graph.DataFile("x.data", {name: weight.shape for name, weight in table.items()})
     tower.rotary.cos.fill_(float("-inf"))
     with pytest.raises(InputError, match=r"rotary\.cos"):
         graph.export_graph(tower, data, 17, {})
@@ -208,7 +209,24 @@ def test_the_linter_guards_the_export(tiny):
 
 def test_statistics_count_movement():
     model = tiny_model(helper.make_node("Transpose", ["x"], ["y"], name="t", perm=[1, 0]), output=(4, 1))
-    assert statistics(model) == {"nodes": 1, "reshapes": 0, "moved_bytes": 16, "op.Transpose": 1}
+    figures = {"nodes": 1, "reshapes": 0, "moved_bytes": 16, "multiplications": 0}
+    assert statistics(model) == figures | {"op.Transpose": 1}
+
+
+@pytest.mark.parametrize("size", [(56, 56), (140, 252)])
+def test_statistics_count_multiplications(tiny, size):
+    """By hand: all linear layers over S patches, scores and sums over each window."""
+    config, layout = tiny.config.vision, build_layout(tiny.config.vision, size)
+    tower = graph.meta_tower(config, layout, "pixels")
+    table = weight_table(config)
+    model = graph.export_graph(tower, graph.DataFile("x", {name: w.shape for name, w in table.items()}), 17, {})
+    rows = {"merger": layout.num_tokens}
+    matrices = [(name, weight.shape) for name, weight in table.items() if len(weight.shape) == 2]
+    expected = sum(rows.get(name.split(".")[0], layout.num_patches) * a * b for name, (a, b) in matrices)
+    whole = len(config.fullatt_block_indexes)
+    pairs = (config.depth - whole) * sum(group.count * group.size**2 for group in layout.groups)
+    pairs += whole * layout.num_patches**2
+    assert statistics(model)["multiplications"] == expected + 2 * config.hidden_size * pairs
 
 
 def test_the_uint8_graph_normalises_itself(tiny, tmp_path):
