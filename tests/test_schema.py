@@ -426,7 +426,7 @@ def test_wrong_combinations_are_named(path, target, changes, expected):
 
 
 def test_every_problem_has_a_combination_above():
-    source = (ROOT / "qwen_vl_axera" / "coherence.py").read_text(encoding="utf-8")
+    source = (ROOT / "qwen_vl_axera" / "npu" / "coherence.py").read_text(encoding="utf-8")
     names = set().union(*(expected for *_, expected in WRONG))
     assert all(f'"{name}"' in source for name in names)
     made = {line.strip(' ",') for line in source.splitlines() if line.strip().endswith('",') and "-" in line}

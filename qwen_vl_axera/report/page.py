@@ -24,7 +24,7 @@ from qwen_vl_axera.report.figures import calibration_sheet, error_maps
 from qwen_vl_axera.report.inputs import Part, read_part, read_text, shell_line
 from qwen_vl_axera.report.pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 MOST_FRAMES = 64  # shown; a report stays a page that a phone can open
 ORDER = ("ok", "warning", "failed")
 
