@@ -350,11 +350,12 @@ def normalize(patches: np.ndarray) -> np.ndarray:
     """
     # transformers scales in float64, rounds to float32, then subtracts and divides in float32.
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    tables = [(scaled - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)]
     steps = patches.reshape(-1, *patches.shape[-3:])
     normalised = np.empty((len(steps), CHANNELS, *steps.shape[1:3]), np.float32)
-    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
-        table = (scaled - np.float32(mean)) / np.float32(std)
-        np.take(table, steps[..., channel], out=normalised[:, channel])
+    for step, target in zip(steps, normalised, strict=True):  # numpy widens indices: a step's fit the cache
+        for channel, table in enumerate(tables):
+            np.take(table, step[..., channel], out=target[channel], mode="clip")  # no value is clipped
     return normalised
 
 

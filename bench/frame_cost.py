@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from statistics import median
@@ -24,25 +25,29 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 
 def _preprocessing(plan: Plan) -> Iterator[Row]:
-    flags = ["--frames", 8, "--rounds", 1] if plan.quick else ["--frames", 64, "--rounds", 7, "--processors"]
-    result = worker("frame_rate", *flags)
-    params = {"source": SOURCE, "seen": SEEN, "frames": result["frames"]}
-    for ours in ("preprocess", "preprocess_normalized"):
-        for other, seconds in result["seconds"].items():
-            if other.startswith("preprocess"):
-                continue
-            limit = TARGETS.get(other) if ours == "preprocess" else None
+    frames, repeats = (8, 1) if plan.quick else (64, 7)
+    ours = ["preprocess", "preprocess_normalized"]
+    others = ["resize_pillow"] if plan.quick else ["resize_pillow", *TARGETS]
+
+    def measured(task: str) -> float:
+        return median(worker("frame_rate", task, "--frames", frames, "--rounds", repeats)["seconds"])
+
+    runs = alternate({task: partial(measured, task) for task in (*ours, *others)}, plan.rounds)
+    params = {"source": SOURCE, "seen": SEEN}
+    for task in ours:
+        for other in others:
+            limit = TARGETS.get(other) if task == "preprocess" else None
             yield Row(
                 "frames",
-                f"{ours}_to_{other}",
+                f"{task}_to_{other}",
                 params,
                 target=(">=", limit) if limit else None,
-                seconds={"preprocess.py": median(result["seconds"][ours]), other: median(seconds)},
-                **ratio(seconds, result["seconds"][ours]),
+                seconds={"preprocess.py": median(runs[task]), other: median(runs[other])},
+                **ratio(runs[other], runs[task]),
             )
-    if "same_bits" in result:
-        params |= {"pillow": result["same_bits"]["processor_pillow"]}
-        yield Row("frames", "same_bits", params, value=result["same_bits"]["processor_pillow"], unit="equal values")
+    if not plan.quick:
+        equal = worker("frame_rate", "same_bits", "--frames", frames)["equal"]
+        yield Row("frames", "same_bits", params, value=equal, unit="equal values")
 
 
 def _calibration(plan: Plan) -> Iterator[Row]:

@@ -16,7 +16,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     rows = [row for row in map(Row.from_json, result["rows"]) if row.label == "cost_per_patch"]
     figure, (step, patch) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -36,6 +36,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
     step.set_yscale("log")
+    step.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    step.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    step.minorticks_off()
     patch.set_ylim(bottom=0)
     step.legend(frameon=False)
     where = result["conditions"]

@@ -8,6 +8,8 @@ Writes: WORKDIR/benchmarks.json and .png. A whole run also writes docs/benchmark
         `--quick`: a small shape, a minute, to see that it works; its numbers say nothing and change no document.
 
 What is compared runs in turn, A B B A, and what is stated is the median of the ratios. docs/benchmarks.md explains it.
+`--parts` measures some parts anew; the others are kept from WORKDIR/benchmarks.json when machine, versions and shape
+are the same, since nothing is compared across parts.
 Exit code 0 whether or not targets are met: the table says which.
 """
 
@@ -30,6 +32,8 @@ from qwen_vl_axera.files import read_json, write_json
 
 SIZES = ("308x308", "448x448", "672x672", "896x896", "1288x1288")
 PARTS = {"export": export_cost, "steps": step_cost, "chain": chain_cost, "frames": frame_cost}
+ROW_PARTS = {"graph": "steps"}  # rows that another part makes
+ALIKE = "shape", "processor", "cores", "memory", "versions"
 DOCUMENTS = (("docs/benchmarks.md", "en", "benchmarks.png", False),)
 READMES = (("README.md", "en", "docs/benchmarks.png", True), ("README.zh-CN.md", "zh", "docs/benchmarks.png", True))
 
@@ -67,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             step_cost.require_peer()
         plan = quick_plan(workdir) if args.quick else full_plan(workdir, args.shape, sorted(args.sizes))
         result = measure(plan, args.parts)
+        if (workdir / "benchmarks.json").is_file():
+            result = with_earlier_parts(result, read_json(workdir / "benchmarks.json"))
         write_json(workdir / "benchmarks.json", result)
     print(render.screen(result))
     if "steps" in result["parts"]:
@@ -74,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if result["parts"] == list(PARTS) and not result["quick"]:
         publish(result, ROOT, DOCUMENTS + (READMES if args.readme else ()))
     elif args.readme:
-        raise InputError("--readme needs a whole run: without --quick and with all --parts")
+        raise InputError("--readme needs all parts: leave out --parts and --quick")
     return cli.EXIT_OK
 
 
@@ -86,6 +92,24 @@ def measure(plan: Plan, parts: Sequence[str]) -> dict[str, Any]:
     where |= {"shape": plan.shape, "minutes": (time.monotonic() - start) / 60}
     chosen = [part for part in PARTS if part in parts]
     return {"quick": plan.quick, "parts": chosen, "conditions": where, "rows": [row.to_json() for row in rows]}
+
+
+def with_earlier_parts(result: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """A result completed by the parts that only an earlier one has, if that was measured in the same way."""
+    alike = all(result["conditions"][name] == earlier["conditions"][name] for name in ALIKE)
+    if not alike or result["quick"] or earlier["quick"]:
+        return result
+    kept = [row for row in earlier["rows"] if ROW_PARTS.get(row["part"], row["part"]) not in result["parts"]]
+    order = list(render.PARTS)
+    minutes = result["conditions"]["minutes"]
+    if kept:
+        minutes += earlier["conditions"]["minutes"]
+    return {
+        "quick": False,
+        "parts": [part for part in PARTS if part in result["parts"] or part in earlier["parts"]],
+        "conditions": result["conditions"] | {"minutes": minutes},
+        "rows": sorted([*kept, *result["rows"]], key=lambda row: order.index(row["part"])),
+    }
 
 
 def _rows(plan: Plan, parts: Sequence[str]) -> Iterator[Row]:

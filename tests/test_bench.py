@@ -75,6 +75,25 @@ def test_every_row_reads_in_both_languages(quick):
     assert set(render.LABELS) >= render.DETAILS
 
 
+def test_a_part_measured_anew_replaces_its_rows_only():
+    def result(*parts, date, **conditions):
+        rows = [{"part": part, "date": date} for part in parts]
+        rows += [{"part": "graph", "date": date}] if "steps" in parts else []
+        same = {"shape": "3B", "processor": "x", "cores": 2, "memory": 1, "versions": {"numpy": "2"}, "minutes": 5}
+        return {"quick": False, "parts": list(parts), "conditions": same | conditions, "rows": rows}
+
+    whole = result("export", "steps", "chain", "frames", date=1)
+    merged = bench_run.with_earlier_parts(result("steps", date=2), whole)
+    assert merged["parts"] == list(bench_run.PARTS) and merged["conditions"]["minutes"] == 10
+    dates = {row["part"]: row["date"] for row in merged["rows"]}
+    assert list(dates.items()) == [("export", 1), ("steps", 2), ("graph", 2), ("chain", 1), ("frames", 1)]
+    for other in ({"cores": 4}, {"versions": {"numpy": "3"}}):
+        alone = result("steps", date=2, **other)
+        assert bench_run.with_earlier_parts(alone, whole) == alone
+    anew = result("export", "steps", "chain", "frames", date=2)
+    assert bench_run.with_earlier_parts(anew, whole)["conditions"]["minutes"] == 5
+
+
 def test_a_brief_table_states_the_worst_of_all_sizes():
     def row(label, size, **fields):
         return Row("chain", label, {"script": "x.py", "shape": "3B", "size": size}, **fields)
