@@ -247,6 +247,6 @@ def test_bad_input(run_script, tmp_path, argv, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_readmes_take_whole_runs_only(quick, run_script):
+def test_readmes_take_all_parts_only(quick, run_script):
     done = run_script("bench/run.py", "--render", "--readme", "--workdir", quick[0])
-    assert done.returncode == 2 and "whole run" in done.stderr
+    assert done.returncode == 2 and "needs all parts" in done.stderr

@@ -298,10 +298,11 @@ def suggestion(name: str, message: type[Message]) -> str:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that is most like `word`, upper and lower case alike."""
+    """The choice that is most like `word`, upper and lower case alike; one of the same letters comes first."""
     by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[close[0]] if close else None
+    close = difflib.get_close_matches(word.lower(), by_lower, n=4, cutoff=0.6)
+    same_letters = [choice for choice in close if sorted(choice) == sorted(word.lower())]
+    return by_lower[(same_letters or close)[0]] if close else None
 
 
 def _places(message: type[Message], place: str = "") -> Iterable[tuple[str, str]]:
