@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qwen_vl_axera import cli
 from qwen_vl_axera.checkpoint import Checkpoint
 from tests.tiny import make_tiny
 
@@ -16,6 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Sizes whose windows differ: multiples of the window, ragged on one axis, on both, up to four window sizes.
 SIZES = [(308, 308), (168, 336), (392, 392), (448, 448), (140, 252), (364, 420), (56, 56)]
+
+
+def run_main(main, capsys, *argv) -> tuple[int, str, str]:
+    """Runs a script's `main` in this process: exit code, stdout, stderr."""
+    try:
+        code = cli.run(main, [str(argument) for argument in argv])
+    except SystemExit as end:  # argparse
+        code = end.code
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 import export
-from qwen_vl_axera import cli, weights
+from qwen_vl_axera import weights
 from qwen_vl_axera.fidelity import THRESHOLDS, compare, within
 from qwen_vl_axera.graph import read_metadata
 from qwen_vl_axera.reference import ReferenceTower
 from qwen_vl_axera.runner import OnnxTower
+from tests.conftest import run_main
 from tests.talking import capture_and_export, names
 
 SIZE = (140, 252)
@@ -39,13 +41,7 @@ def workdir(captured, tmp_path):
     return copy
 
 
-def run(capsys, *argv):
-    try:
-        code = cli.run(export.main, [str(argument) for argument in argv])
-    except SystemExit as end:  # argparse
-        code = end.code
-    output = capsys.readouterr()
-    return code, output.out, output.err
+run = partial(run_main, export.main)
 
 
 def contents(directory):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec
-from qwen_vl_axera import cli, verification
+from qwen_vl_axera import verification
 from qwen_vl_axera.capture import read_capture, read_oracle
 from qwen_vl_axera.chat import DESCRIBE, LOCATE, LanguageModel, Token
 from qwen_vl_axera.fidelity import THRESHOLDS, text_table
+from tests.conftest import run_main
 from tests.talking import capture_and_export, make_talking, names
 
 SIZE = (140, 252)
@@ -39,13 +41,7 @@ def workdir(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "work")
 
 
-def run(capsys, *argv):
-    try:
-        code = cli.run(test_onnx_video_by_sec.main, [str(argument) for argument in argv])
-    except SystemExit as end:  # argparse
-        code = end.code
-    output = capsys.readouterr()
-    return code, output.out, output.err
+run = partial(run_main, test_onnx_video_by_sec.main)
 
 
 def read_report(path):

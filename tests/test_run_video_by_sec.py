@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -12,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import run_video_by_sec
-from qwen_vl_axera import capture, cli
+from qwen_vl_axera import capture
 from qwen_vl_axera.chat import DESCRIBE, build_prompt, load_tokenizer
 from qwen_vl_axera.config import load_config
+from tests.conftest import run_main
 from tests.talking import make_talking, names
 
 FILES = {
@@ -48,14 +50,7 @@ def workdir(run_script, tiny_dir, frames_dir, tmp_path_factory):
     return directory
 
 
-def run(capsys, *argv):
-    """In this process: exit code, stdout, stderr."""
-    try:
-        code = cli.run(run_video_by_sec.main, [str(argument) for argument in argv])
-    except SystemExit as end:  # argparse
-        code = end.code
-    output = capsys.readouterr()
-    return code, output.out, output.err
+run = partial(run_main, run_video_by_sec.main)
 
 
 def test_files(workdir):
