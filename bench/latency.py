@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from preprocess import CHANNELS, PATCH_PIXELS, normalize
+from preprocess import CHANNELS, PATCH_PIXELS, flat_patches
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity import compare
 from qwen_vl_axera.graph import INPUT_NAME, load_graph
@@ -44,8 +44,7 @@ class PeerTower:
         self.num_patches = len(self.inputs[INPUT_NAME])
 
     def feed(self, patches: np.ndarray) -> dict[str, np.ndarray]:
-        flat = normalize(patches)[0].transpose(1, 0, 2).reshape(len(patches), -1)  # (S, 3·392)
-        return self.inputs | {INPUT_NAME: np.ascontiguousarray(flat)}
+        return self.inputs | {INPUT_NAME: flat_patches(patches)}
 
     def run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         return self.session.run([TOKENS_OF_PEER], feed)[0]

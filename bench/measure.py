@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from qwen_vl_axera.errors import CheckFailed
 
 ROOT = Path(__file__).resolve().parent.parent
+DEMO_VIDEO = ROOT / "assets" / "demo.mp4"
 COPY_PIECE = 8 << 20  # bytes
 Result = TypeVar("Result")
 

@@ -71,6 +71,15 @@ def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)")
 
 
+def add_lengths(arguments: argparse.ArgumentParser) -> None:
+    """How long a prompt and a conversation may be: what `pulsar2 llm_build` fixes and preflight.py checks."""
+    arguments.add_argument("--prefill-len", type=positive, default=512, metavar="N", help="default: 512")
+    arguments.add_argument("--kv-cache-len", type=positive, default=1023, metavar="N", help="default: 1023")
+    arguments.add_argument(
+        "--last-kv-cache-len", type=positive, action="append", default=[], metavar="N", help="may be repeated"
+    )
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer above 0."""
     value = int(text)

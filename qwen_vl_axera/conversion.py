@@ -112,6 +112,12 @@ def graph_stem(name: str, mode: str, size: Size | None = None) -> str:
     return "_".join(parts)
 
 
+def video_stems(name: str, workdir: Path) -> list[str]:
+    """The stems under which the graph for the captured clip may be: exported alone, or as one size among several."""
+    sizes = [None, read_capture(workdir).size] if (Path(workdir) / CAPTURE).is_file() else [None]
+    return [graph_stem(name, "video", size) for size in sizes]
+
+
 def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -> None:
     """Keeps graphs of an earlier export that use the data file about to be replaced.
 

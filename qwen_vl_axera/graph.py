@@ -22,12 +22,10 @@ from qwen_vl_axera.external_data import INPUT_NAME as INPUT_NAME  # readers of a
 from qwen_vl_axera.external_data import METADATA_PREFIX, DataFile
 from qwen_vl_axera.external_data import OUTPUT_NAME as OUTPUT_NAME
 from qwen_vl_axera.files import atomic_write
-from qwen_vl_axera.operators import lint
+from qwen_vl_axera.operators import OPSETS, lint
 
 if TYPE_CHECKING:  # torch takes a second and 500 MB: only tracing pays for it, reading a graph does not
     from qwen_vl_axera.vision import VisionTower
-
-OPSETS = (16, 17, 18)
 
 
 def meta_tower(*args: Any, **kwargs: Any) -> VisionTower:

@@ -43,8 +43,8 @@ def stage(name: str, total: int | None = None, unit: str = "B") -> Iterator[Stag
         yield running
     seconds = time.monotonic() - start
     if seconds >= 1:
-        amount = _bytes(running.done) if unit == "B" else f"{running.done} {unit}"
-        print(f"{name:<28} {seconds:6.1f} s  {amount:>12}  peak {_bytes(peak_memory())}", file=sys.stderr)
+        amount = format_bytes(running.done) if unit == "B" else f"{running.done} {unit}"
+        print(f"{name:<28} {seconds:6.1f} s  {amount:>12}  peak {format_bytes(peak_memory())}", file=sys.stderr)
 
 
 def peak_memory() -> int:
@@ -53,7 +53,8 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def _bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
+    """Bytes for people, in powers of ten."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

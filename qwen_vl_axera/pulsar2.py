@@ -225,13 +225,9 @@ def build_parser():
     language = steps.add_parser("llm_build", help="the language model to one axmodel per layer")
     cli.add_checkpoint(language)
     language.add_argument("output", metavar="OUT", type=Path)
-    language.add_argument("--prefill-len", type=cli.positive, default=512, metavar="N", help="default: 512")
-    language.add_argument("--kv-cache-len", type=cli.positive, default=1023, metavar="N", help="default: 1023")
+    cli.add_lengths(language)
     language.add_argument("--parallel", type=cli.positive, default=32, metavar="N", help="default: 32")
     language.add_argument("--chip", default="AX650", help="default: AX650")
-    language.add_argument(
-        "--last-kv-cache-len", type=cli.positive, action="append", default=[], metavar="N", help="may be repeated"
-    )
     language.add_argument("--llm-build2", action="store_true", help="use llm_build2, where the tool has it")
     language.add_argument("--prefill-step-size", type=cli.positive, metavar="N", help="with --llm-build2")
 

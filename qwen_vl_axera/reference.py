@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from preprocess import normalize
+from preprocess import flat_patches
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.config import VisionConfig
@@ -152,12 +152,6 @@ class ReferenceTower:
             (cu_window_seqlens if windows is None else windows).to("cpu", torch.int32),
             window_index.to("cpu", torch.int64),
         )
-
-
-def flat_patches(patches: np.ndarray) -> np.ndarray:
-    """uint8 (T, S, 392, 3) -> transformers' float32 (T·S, 1176), each row in the order (3, 2, 14, 14)."""
-    normalised = np.concatenate([normalize(step) for step in patches], axis=2)  # (1, 3, T·S, 392)
-    return np.ascontiguousarray(normalised[0].transpose(1, 0, 2)).reshape(normalised.shape[2], -1)
 
 
 def load_tower(checkpoint: Checkpoint, blocks_as_stored: bool = False) -> nn.Module:

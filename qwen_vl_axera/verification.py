@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from qwen_vl_axera import progress
-from qwen_vl_axera.capture import CAPTURE, Capture, read_capture, read_oracle, read_pixels, run_clip
+from qwen_vl_axera.capture import Capture, read_capture, read_oracle, read_pixels, run_clip
 from qwen_vl_axera.chat import LanguageModel, Token, build_prompt, first_difference
 from qwen_vl_axera.checkpoint import Checkpoint
-from qwen_vl_axera.conversion import graph_stem
+from qwen_vl_axera.conversion import video_stems
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity import THRESHOLDS, compare, graph_report
 from qwen_vl_axera.runner import OnnxTower
@@ -25,14 +25,12 @@ def find_graphs(checkpoint_name: str, workdir: Path) -> list[Path]:
         InputError: there are none.
     """
     workdir = Path(workdir)
-    sizes = [None, read_capture(workdir).size] if (workdir / CAPTURE).is_file() else [None]
-    for size in sizes:
-        stem = graph_stem(checkpoint_name, "video", size)
+    stems = video_stems(checkpoint_name, workdir)
+    for stem in stems:
         pair = [workdir / f"{stem}{suffix}.onnx" for suffix in ("", "_uint8")]
         if all(path.is_file() for path in pair):
             return pair
-    stem = graph_stem(checkpoint_name, "video")
-    raise InputError(f"{workdir / stem}.onnx or {stem}_uint8.onnx is missing: run export.py CKPT video first")
+    raise InputError(f"{workdir / stems[0]}.onnx or {stems[0]}_uint8.onnx is missing: run export.py CKPT video first")
 
 
 def capture_other_clip(

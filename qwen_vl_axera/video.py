@@ -38,10 +38,7 @@ class VideoFile:
         self.path = Path(path)
         reader = _open_reader(self.path)
         self.count, self.fps = len(reader), _checked_fps(self.path, reader.get_avg_fps())
-        first = next(self.read([0]), None)
-        if first is None:
-            raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
-        self.shape = first.shape[:2]
+        self.shape = _shape(self.path, self.read([0]))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decodes frames one at a time and ends early at the first one that does not decode.
@@ -96,10 +93,7 @@ class VideoStream:
         self._times = sorted(time for time, _ in packets) if timed else []
         self._number = {time: index for index, time in enumerate(self._times)}
         self._keys = sorted(self._number[time] for time, is_key in packets if is_key) if timed else []
-        first = next(self.read([0]), None) if self.count else None
-        if first is None:
-            raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
-        self.shape = first.shape[:2]
+        self.shape = _shape(self.path, self.read([0] if self.count else []))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """See `VideoFile.read`."""
@@ -141,6 +135,14 @@ class VideoStream:
             container.close()
             raise InputError(_NO_VIDEO.format(self.path))
         return container
+
+
+def _shape(path: Path, frames: Iterator[np.ndarray]) -> tuple[int, int]:
+    """Height and width of the first frame."""
+    first = next(frames, None)
+    if first is None:
+        raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
+    return first.shape[:2]
 
 
 def _checked_fps(path: Path, fps: float) -> float:

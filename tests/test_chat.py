@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from preprocess import flat_patches
 from qwen_vl_axera.chat import (
     DESCRIBE,
     LOCATE,
@@ -24,7 +25,7 @@ from qwen_vl_axera.chat import (
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.config import load_config
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.reference import ReferenceTower, flat_patches
+from qwen_vl_axera.reference import ReferenceTower
 from tests.talking import make_talking
 
 GRID = (6, 8)  # 84x112

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from preprocess import flat_patches
 from qwen_vl_axera import reference
 from qwen_vl_axera.capture import run_clip
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.layout import build_layout
 from qwen_vl_axera.media import load_clip
-from qwen_vl_axera.reference import ReferenceTower, flat_patches
+from qwen_vl_axera.reference import ReferenceTower
 from tests.conftest import SIZES
 from tests.tiny import make_tiny
 

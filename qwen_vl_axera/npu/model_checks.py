@@ -116,17 +116,17 @@ def _preprocessor(checkpoint: Checkpoint) -> Iterator[Check]:
             yield Check("normalisation", "failed", detail, "this is no released Qwen2.5-VL; do not build it")
 
 
-def graph_checks(checkpoint: Checkpoint, path: Path) -> Iterator[Check]:
+def graph_checks(checkpoint: Checkpoint, model, path: Path) -> Iterator[Check]:
     """The graph: operators, input and output, what its metadata says, and whether its weights are this model's.
 
     Args:
         checkpoint: the model.
-        path: the ONNX file that the compiler will get.
+        model: the graph, without its external data.
+        path: the ONNX file that it was read from and that the compiler will get.
     """
-    from qwen_vl_axera.graph import load_graph, read_metadata
+    from qwen_vl_axera.graph import read_metadata
     from qwen_vl_axera.operators import lint
 
-    model = load_graph(path)
     problems = lint(model)
     if problems:
         yield Check("graph operators", "failed", f"{len(problems)}: {'; '.join(problems[:SHOWN])}", EXPORT_AGAIN)

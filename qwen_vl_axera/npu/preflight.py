@@ -15,7 +15,7 @@ from qwen_vl_axera.calibration import CALIB, MANIFEST
 from qwen_vl_axera.capture import CAPTURE, read_capture
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.config import load_config as load_checkpoint_config
-from qwen_vl_axera.conversion import graph_stem
+from qwen_vl_axera.conversion import graph_stem, video_stems
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json
 from qwen_vl_axera.npu.archive_checks import Archive, archive_checks, read_archive
@@ -119,7 +119,7 @@ class Preflight:
         self.tensor_names = frozenset(names)
         self.graph_bytes = self.graph.stat().st_size + external_bytes(model)
         if self.checkpoint:
-            yield from graph_checks(self.checkpoint, self.graph)
+            yield from graph_checks(self.checkpoint, model, self.graph)
 
     @property
     def contract(self) -> str:
@@ -242,10 +242,8 @@ def find_graph(name: str, workdir: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    stems = [graph_stem(name, "video")]
-    if (workdir / CAPTURE).is_file():
-        stems.append(graph_stem(name, "video", read_capture(workdir).size))
-    for stem in [*stems, graph_stem(name, "image")]:
+    stems = [*video_stems(name, workdir), graph_stem(name, "image")]
+    for stem in stems:
         if (workdir / f"{stem}.onnx").is_file():
             return workdir / f"{stem}.onnx"
     raise InputError(f"{workdir / stems[0]}.onnx is missing")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE, frame_to_array, unpatchify
+from qwen_vl_axera import progress
 from qwen_vl_axera.capture import CAPTURE, Capture, read_pixels
 from qwen_vl_axera.checkpoint import Checkpoint
 from qwen_vl_axera.errors import InputError
@@ -287,11 +288,5 @@ def format_cosine(value: float) -> str:
 
 
 def format_bytes(count: float | None) -> str:
-    """Bytes for people, in powers of ten."""
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+    """Bytes for people, or a dash for none."""
+    return "–" if count is None else progress.format_bytes(count)
