@@ -385,8 +385,15 @@ def to_graph_input(patches: np.ndarray) -> np.ndarray:
     return steps.transpose(0, 3, 1, 2).astype(np.float32, order="C")
 
 
+class _Parser(argparse.ArgumentParser):
+    """As that of `qwen_vl_axera.cli`, which the board does not have: one line for an error, without the usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="pictures, in the order of the clip")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")

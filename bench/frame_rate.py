@@ -9,7 +9,6 @@ One task a process: what one leaves behind in the memory allocator makes another
 Prints: JSON: the seconds of each round after a first one, or the share of equal values.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from preprocess import MAX_PIXELS, MIN_PIXELS, TEMPORAL_PATCH_SIZE, flat_patches, frames_to_patches, resize
+from qwen_vl_axera import cli
 
 HEIGHT, WIDTH = 576, 768
 SIZE = 252, 336
@@ -56,7 +56,7 @@ TASKS: dict[str, Callable[[list[Image.Image]], object]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("task", choices=[*TASKS, "same_bits"])
     parser.add_argument("--frames", type=int, default=64, metavar="N")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")

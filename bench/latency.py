@@ -7,7 +7,6 @@ Prints: JSON: per graph the seconds of each round, what it holds (`operators.sta
         from the first graph of its size. All sessions have the same options, those of `runner.OnnxTower`.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from preprocess import CHANNELS, PATCH_PIXELS, flat_patches
-from qwen_vl_axera.errors import InputError
+from qwen_vl_axera import cli
 from qwen_vl_axera.fidelity import compare
 from qwen_vl_axera.graph import INPUT_NAME, load_graph
 from qwen_vl_axera.operators import statistics
@@ -105,20 +104,16 @@ def measure(graphs: dict[str, Path], budget: float, rounds: tuple[int, int]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("graphs", nargs="+", metavar="NAME=GRAPH.onnx")
     parser.add_argument("--budget", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--rounds", type=int, nargs=2, default=(3, 9), metavar=("LOW", "HIGH"))
     args = parser.parse_args(argv)
     graphs = dict(graph.split("=", 1) for graph in args.graphs)
-    try:
-        measured = measure({name: Path(path) for name, path in graphs.items()}, args.budget, tuple(args.rounds))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    measured = measure({name: Path(path) for name, path in graphs.items()}, args.budget, tuple(args.rounds))
     print(json.dumps(measured))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

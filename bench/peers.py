@@ -14,9 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from qwen_vl_axera import cli
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("ckpt", metavar="CKPT", type=Path)
     parser.add_argument("out", metavar="OUT_DIR", type=Path)
     parser.add_argument("--size", type=int, nargs=2, required=True, metavar=("H", "W"))

@@ -114,6 +114,13 @@ def test_the_scripts_are_found():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_refuses_an_unknown_flag_in_one_line(script, run_script):
+    done = run_script(script, "--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "--help" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_loads_nothing_heavy_and_shows_the_docstring(script):
     env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "COLUMNS": "120"}
     done = subprocess.run(
