@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 
 from qwen_vl_axera import cli
+from qwen_vl_axera.contract import INPUTS, MODES, OPSET, OPSETS, WINDOW_MODES
 
 
 def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
-    parser.add_argument("mode", choices=("video", "image"), help="what one step holds: two frames, or a picture twice")
+    parser.add_argument("mode", choices=MODES, help="what one step holds: two frames, or a picture twice")
     parser.add_argument(
         "--size",
         nargs=2,
@@ -29,17 +30,17 @@ def build_parser():
         metavar=("H", "W"),
         help="pixels, multiples of 28; may be repeated (default: the captured size; image: 448 448)",
     )
-    parser.add_argument("--opset", type=int, choices=(16, 17, 18), default=17)
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET)
     parser.add_argument(
         "--window-mode",
-        choices=("grouped", "dense"),
-        default="grouped",
+        choices=WINDOW_MODES,
+        default=WINDOW_MODES[0],
         help="windows of a size as one batch (default), or one masked product over all patches",
     )
     parser.add_argument(
         "--input",
-        choices=("pixels", "normalized"),
-        default="pixels",
+        choices=INPUTS,
+        default=INPUTS[0],
         help="what the float input holds: 0..255, normalisation folded in (default), or normalised values",
     )
     cli.add_workdir(parser)
@@ -49,17 +50,18 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.conversion import export_vision
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.graph.export import export_vision
 
     checkpoint = Checkpoint(args.ckpt)
     workdir = cli.existing_workdir(args.workdir)
     sizes = [tuple(size) for size in args.size]
-    graphs = export_vision(checkpoint, workdir, args.mode, sizes, args.opset, args.window_mode, args.input)
+    form = {"opset": args.opset, "window_mode": args.window_mode, "input": args.input}
+    graphs = export_vision(checkpoint, workdir, args.mode, sizes, **form)
     for graph in graphs:
-        figures = graph.statistics
+        (height, width), figures = graph.spec.size, graph.statistics
         print(
-            f"{graph.path}: {graph.size[0]}x{graph.size[1]}, {figures['nodes']} nodes "
+            f"{graph.path}: {height}x{width}, {figures['nodes']} nodes "
             f"({figures['reshapes']} reshapes), {figures['moved_bytes'] / 1e6:.1f} MB moved a step"
         )
     return cli.EXIT_OK

@@ -109,7 +109,7 @@ elif [ -n "${PULSAR2:-}" ] || command -v pulsar2 > /dev/null; then
     NPU_BUILD=1 COMPLETE=(--require-complete)
     # Asked now: a compiler that is not there must not be noticed after everything else.
     if [ "$DRY_RUN" = 0 ]; then
-        COMPILER=$("$PY" -m qwen_vl_axera.pulsar2 version)
+        COMPILER=$("$PY" -m qwen_vl_axera.compiler version)
         printf 'NPU compiler: %s\n' "$COMPILER"
     fi
 else
@@ -152,8 +152,8 @@ step calibration "${inputs[@]}" --input "$WORKDIR/capture.json" \
 
 CONFIG=$ROOT/config_video.json
 PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --workdir "$WORKDIR" "${LLM[@]}")
-BUILD=("$PY" -m qwen_vl_axera.pulsar2 build "$GRAPH.onnx" --config "$CONFIG" "${NPU[@]}")
-LLM_BUILD=("$PY" -m qwen_vl_axera.pulsar2 llm_build "$CKPT" "$OUT" "${LLM[@]}"
+BUILD=("$PY" -m qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" "${NPU[@]}")
+LLM_BUILD=("$PY" -m qwen_vl_axera.compiler llm_build "$CKPT" "$OUT" "${LLM[@]}"
     --parallel "${PARALLEL:-32}" --chip "${CHIP:-AX650}")
 AXMODEL=${NAME}_vision.axmodel
 
@@ -169,7 +169,7 @@ if [ "$NPU_BUILD" = 1 ]; then
     say "compiled model against ONNX"
     step npu-fidelity --input "$OUT/$AXMODEL" --input "$WORKDIR/pixels.npy" --input "${GRAPH}_uint8.onnx" \
         --env PULSAR2 --output "$WORKDIR/axmodel_fidelity.json" \
-        -- "$PY" -m qwen_vl_axera.npu.axmodel "$OUT/$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
+        -- "$PY" -m qwen_vl_axera.fidelity.axmodel "$OUT/$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
     say "language model -> NPU"
     step npu-language --checkpoint "$CKPT" --env PULSAR2 --output "$OUT/qwen2_5_vl_post.axmodel" -- "${LLM_BUILD[@]}"
 fi
@@ -189,7 +189,7 @@ answers() { # what the model said to transformers' features and to the graph's, 
     [ "$DRY_RUN" = 0 ] && [ ${#TEXT[@]} -gt 0 ] || return 0
     say "what the model says"
     "$PY" -c 'import json, sys
-from qwen_vl_axera.fidelity import text_table
+from qwen_vl_axera.fidelity.metrics import text_table
 print(text_table(json.load(open(sys.argv[1], encoding="utf-8"))["text"]))' "$WORKDIR/fidelity.json"
 }
 

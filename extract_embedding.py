@@ -27,8 +27,8 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.embedding import embedding_info, extract_embedding
+    from qwen_vl_axera.checkpoint.embedding import embedding_info, extract_embedding
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
 
     checkpoint = Checkpoint(args.ckpt)
     info = embedding_info(checkpoint)

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-
-DEFAULT_SIZE = 308, 308
+from qwen_vl_axera.contract import CAPTURE, NUM_SAMPLES, VIDEO_SIZE
 
 
 def build_parser():
@@ -29,7 +28,9 @@ def build_parser():
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="the graph's (default: the capture's, or 308 308)"
     )
-    parser.add_argument("--num-samples", type=cli.positive, default=32, metavar="N", help="default: 32")
+    parser.add_argument(
+        "--num-samples", type=cli.positive, default=NUM_SAMPLES, metavar="N", help="default: %(default)s"
+    )
     parser.add_argument("--format", choices=("numpy", "image"), default="numpy", help="default: numpy")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of frames (default: 0)")
     cli.add_workdir(parser)
@@ -40,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from preprocess import check_size
-    from qwen_vl_axera.calibration import make_calibration_set
-    from qwen_vl_axera.calibration_sources import open_capture, open_inputs, pick_steps
-    from qwen_vl_axera.capture import CAPTURE, read_capture
+    from qwen_vl_axera.calibration.archive import make_calibration_set
+    from qwen_vl_axera.calibration.sources import open_capture, open_inputs, pick_steps
     from qwen_vl_axera.errors import InputError
+    from qwen_vl_axera.oracle.record import read_capture
 
     try:
         size = check_size(*args.size) if args.size else None
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.inputs:
         sources, notes = open_inputs(args.inputs)
         captured = (workdir / CAPTURE).is_file() and size is None
-        size = read_capture(workdir).size if captured else size or DEFAULT_SIZE
+        size = read_capture(workdir).size if captured else size or VIDEO_SIZE
     else:
         sources, size, notes = open_capture(workdir, size)
 

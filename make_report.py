@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
+from qwen_vl_axera.contract import REPORT
 
 
 def build_parser():
@@ -27,10 +28,10 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.report.page import write_report
 
-    output = args.output or args.workdir / "report.html"
+    output = args.output or args.workdir / REPORT
     findings = write_report(Checkpoint(args.ckpt), args.workdir, output, args.preflight)
     for finding in findings:
         if finding.status != "ok":

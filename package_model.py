@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("only --check works without the project beside this script")
 
     from qwen_vl_axera.board.package import assemble, print_table
-    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
 
     package = assemble(Checkpoint(args.ckpt), args.out_dir, args.workdir, args.prefill_len)
     print_table(package)

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-
-REPORT = "preflight.json"
+from qwen_vl_axera.contract import PREFLIGHT
 
 
 def build_parser():
@@ -36,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.files import write_json
-    from qwen_vl_axera.npu.checks import report, table
-    from qwen_vl_axera.npu.preflight import Preflight, plan_from_environment
+    from qwen_vl_axera.preflight.checks import report, table
+    from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
 
     plan = plan_from_environment(
         checkpoint=args.ckpt,
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     checks = list(Preflight(plan).run())
     result = report(checks)
-    write_json(args.workdir / REPORT, result)
+    write_json(args.workdir / PREFLIGHT, result)
     print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else table(checks))
     return cli.EXIT_OK if result["passed"] else cli.EXIT_CHECK_FAILED
 

@@ -244,6 +244,11 @@ def num_patches(height: int, width: int) -> int:
     return (height // PATCH_SIZE) * (width // PATCH_SIZE)
 
 
+def num_tokens(height: int, width: int) -> int:
+    """Tokens of the language model that one step becomes: S / 4, one per merge block."""
+    return (height // FACTOR) * (width // FACTOR)
+
+
 def patch_image_to_picture(
     patch_image: Image.Image | np.ndarray, height: int, width: int, frame: int = 0
 ) -> Image.Image:

@@ -34,10 +34,11 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.capture import read_oracle, run_clip
-    from qwen_vl_axera.chat import load_tokenizer
-    from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.media import frame_size, load_clip
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.fidelity.chat import load_tokenizer
+    from qwen_vl_axera.frames.media import frame_size, load_clip
+    from qwen_vl_axera.oracle.record import read_oracle
+    from qwen_vl_axera.oracle.run import run_clip
 
     checkpoint = Checkpoint(args.ckpt)
     if args.generate:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{rows}x{columns} patches, {capture.num_tokens} tokens; each step alone equals the step within the clip"
     )
     if args.generate:
-        from qwen_vl_axera.chat import LanguageModel, build_prompt
+        from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt
 
         model = LanguageModel(args.ckpt, args.dtype, device)
         features = read_oracle(workdir, capture)

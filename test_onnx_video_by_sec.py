@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
+from qwen_vl_axera.contract import FIDELITY
 
 
 def build_parser():
@@ -30,17 +31,17 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint import Checkpoint
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.errors import InputError
-    from qwen_vl_axera.fidelity import table, text_table
+    from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
+    from qwen_vl_axera.fidelity.metrics import table, text_table
     from qwen_vl_axera.files import write_json
-    from qwen_vl_axera.verification import capture_other_clip, find_graphs, verify
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
     workdir = cli.existing_workdir(args.workdir)
-    report_file = args.report or workdir / "fidelity.json"
+    report_file = args.report or workdir / FIDELITY
     if not report_file.parent.is_dir():
         raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")
     device = cli.device(args) if args.video or args.generate else "cpu"

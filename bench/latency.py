@@ -19,10 +19,11 @@ import numpy as np
 
 from preprocess import CHANNELS, PATCH_PIXELS, flat_patches
 from qwen_vl_axera import cli
-from qwen_vl_axera.fidelity import compare
-from qwen_vl_axera.graph import INPUT_NAME, load_graph
-from qwen_vl_axera.operators import statistics
-from qwen_vl_axera.runner import OnnxTower
+from qwen_vl_axera.contract import INPUT_NAME
+from qwen_vl_axera.fidelity.metrics import compare
+from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.graph.files import load_graph
+from qwen_vl_axera.graph.operators import statistics
 
 TOKENS_OF_PEER = "pooler_output"
 FIGURES = "nodes", "reshapes", "moved_bytes", "multiplications"

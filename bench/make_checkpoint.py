@@ -22,11 +22,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from qwen_vl_axera import cli, progress
-from qwen_vl_axera.checkpoint import INDEX_FILE
-from qwen_vl_axera.config import load_config
+from qwen_vl_axera.checkpoint.config import load_config
+from qwen_vl_axera.checkpoint.expected import expected_tensors, vision_tensors
+from qwen_vl_axera.checkpoint.tensors import INDEX_FILE
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, write_json
-from qwen_vl_axera.tensors import expected_tensors, vision_tensors
 
 SHARD_SIZE = 4 << 30  # bytes
 OUTLIER_CHANNELS, OUTLIER_SCALE = 3, 40.0
@@ -129,7 +129,7 @@ def make_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config)
     model = load_config(directory)
-    shards = list(split(vision_tensors(model.vision) if vision_only else expected_tensors(model)))
+    shards = list(split(vision_tensors(model) if vision_only else expected_tensors(model)))
     names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     total = sum(2 * math.prod(shape) for shard in shards for shape in shard.values())
     last_block = f"visual.blocks.{model.vision.depth - 1}.mlp" if outliers else None

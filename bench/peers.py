@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    from qwen_vl_axera.checkpoint import Checkpoint
-    from qwen_vl_axera.reference import load_tower
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.towers.qwen2_5_vl.reference import load_tower
 
     checkpoint = Checkpoint(args.ckpt)
     vision = checkpoint.config.vision
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = {"hidden_states": patches, "grid_thw": torch.tensor([[1, rows, columns]])}
     args.out.mkdir(parents=True, exist_ok=True)
     try:
-        exported = OnnxExporter().export(load_tower(checkpoint), inputs, config=OnnxConfig())
+        exported = OnnxExporter().export(load_tower(checkpoint, checkpoint.config.vision), inputs, config=OnnxConfig())
         exported.save_pretrained(args.out)
     except Exception as error:  # whatever it raises is the result
         print(f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[0]}", file=sys.stderr)

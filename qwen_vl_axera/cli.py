@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from qwen_vl_axera.contract import KV_CACHE_LEN, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -49,7 +50,9 @@ def add_video(arguments: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a video file, a directory of frames, or pictures",
     )
-    arguments.add_argument("--num-frames", type=int, metavar="N", help="of a file, evenly spaced (default: 8)")
+    arguments.add_argument(
+        "--num-frames", type=int, metavar="N", help=f"of a file, evenly spaced (default: {NUM_FRAMES})"
+    )
     arguments.add_argument(
         "--fps",
         type=float,
@@ -60,21 +63,27 @@ def add_video(arguments: argparse.ArgumentParser) -> None:
 
 def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
     """The flags of text generation; `prompts` of the documented questions are the default."""
-    from qwen_vl_axera.chat import DEFAULT_PROMPTS, DTYPES
+    from qwen_vl_axera.fidelity.chat import DEFAULT_PROMPTS, DTYPES
 
     default = list(DEFAULT_PROMPTS[:prompts])
     arguments.add_argument(
         "--prompt", nargs="+", default=default, metavar="T", help=f"questions (default: {' '.join(default)})"
     )
-    arguments.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help="default: 128")
+    arguments.add_argument(
+        "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
+    )
     arguments.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the language model")
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)")
 
 
 def add_lengths(arguments: argparse.ArgumentParser) -> None:
     """How long a prompt and a conversation may be: what `pulsar2 llm_build` fixes and preflight.py checks."""
-    arguments.add_argument("--prefill-len", type=positive, default=512, metavar="N", help="default: 512")
-    arguments.add_argument("--kv-cache-len", type=positive, default=1023, metavar="N", help="default: 1023")
+    arguments.add_argument(
+        "--prefill-len", type=positive, default=PREFILL_LEN, metavar="N", help="default: %(default)s"
+    )
+    arguments.add_argument(
+        "--kv-cache-len", type=positive, default=KV_CACHE_LEN, metavar="N", help="default: %(default)s"
+    )
     arguments.add_argument(
         "--last-kv-cache-len", type=positive, action="append", default=[], metavar="N", help="may be repeated"
     )

@@ -64,6 +64,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 
+def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: Any = None, prefix: str = "") -> Any:
+    """A field of a JSON object. Whole numbers must be positive; those of names in `token_id`, not negative.
+
+    Raises:
+        InputError: it is absent without a default, or of another kind.
+    """
+    value = raw.get(name, default)
+    if value is None:
+        raise InputError(f"{path}: {prefix}{name} is missing")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{path}: {prefix}{name} is {value!r}, expected {kind.__name__}")
+    if kind is int and value < (0 if name.endswith("token_id") else 1):
+        raise InputError(f"{path}: {prefix}{name} is {value}, expected a positive number")
+    return value
+
+
 def write_array(path: Path, array) -> None:
     """Writes a numpy array as `.npy`, atomically."""
     import numpy as np

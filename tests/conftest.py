@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.checkpoint import Checkpoint
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent

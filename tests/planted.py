@@ -14,8 +14,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from preprocess import normalize, to_graph_input
-from qwen_vl_axera.config import VisionConfig
-from qwen_vl_axera.layout import Layout
+from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+from qwen_vl_axera.towers.qwen2_5_vl.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from qwen_vl_axera.capture import Capture, run_clip
-from qwen_vl_axera.checkpoint import Checkpoint
-from qwen_vl_axera.conversion import export_vision
-from qwen_vl_axera.media import frame_size, load_clip
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.frames.media import frame_size, load_clip
+from qwen_vl_axera.graph.export import export_vision
+from qwen_vl_axera.oracle.record import Capture
+from qwen_vl_axera.oracle.run import run_clip
 from tests.tiny import make_tiny
 
 LAYER_SCALE = 4  # of the language model's matrices: what a token sees outweighs the token itself

@@ -12,11 +12,12 @@ from transformers.models.qwen2_vl import image_processing_qwen2_vl
 
 import preprocess
 from bench.make_checkpoint import hub_config
-from qwen_vl_axera.checkpoint import read_header
-from qwen_vl_axera.config import ModelConfig, VisionConfig, load_config
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.checkpoint.tensors import read_header
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity import compare
-from qwen_vl_axera.layout import build_layout
+from qwen_vl_axera.fidelity.metrics import compare
+from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 
 VISION = VisionConfig(4, 64, 96, 4, 48, (1, 3))
 sides = st.integers(1, 46).map(lambda number: 28 * number)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.make_checkpoint import flat_config, make_checkpoint
 from bench.plan import QUICK_TEXT, QUICK_VISION
-from bench.small_tokenizer import build_tokenizer
+from demo.tokenizer import build_tokenizer
 
 VISION = QUICK_VISION
 TEXT = QUICK_TEXT | {"num_hidden_layers": 2}

@@ -14,20 +14,19 @@ from pathlib import Path
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.board import settings
-from qwen_vl_axera.board.settings import POST_MODEL, VisionModel, layer_file
+from qwen_vl_axera.board.settings import VisionModel
 from qwen_vl_axera.board.tokenizer import write_board_tokenizers
-from qwen_vl_axera.checkpoint import Checkpoint
-from qwen_vl_axera.embedding import FILES, PIECE, converted, embedding_info, extract_embedding
+from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 HUB_FILES = ("*.json", "merges.txt", "*.jinja")
-PREFILL_LEN = 512  # of the documented llm_build command
-BUILD_OUTPUT = "build-output"
 SCRIPTS = ("preprocess.py", "package_model.py")  # both run on the board as they are
-LAYER = re.compile(r"qwen2_5_vl_p(\d+)_l(\d+)_together\.axmodel")
+LAYER = re.compile(layer_file(r"(\d+)", r"(\d+)").replace(".", r"\."))
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,14 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
     parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
-    if not (directory / FILES["bfloat16"]).is_file():
+    if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
         extract_embedding(checkpoint, directory)
-    parts.append(Part("embeddings", [FILES["bfloat16"]]))
+    parts.append(Part("embeddings", [EMBEDDING_FILES["bfloat16"]]))
     parts += [_vision(model, directory, build_output) for model in models]
     if not models:
-        parts.append(Part("vision", [], [f"{checkpoint.name}_vision.axmodel"], "export.py, then pulsar2 build"))
+        parts.append(
+            Part("vision", [], [f"{graph_stem(checkpoint.name, 'video')}.axmodel"], "export.py, then pulsar2 build")
+        )
     post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
     parts += [layers, post, *_configurations(checkpoint, directory, workdir, models, prefill_len)]
     for name in SCRIPTS:
@@ -257,7 +258,7 @@ def _check_embedding(checkpoint: Checkpoint, directory: Path, files: list[dict])
     Raises:
         CheckFailed: they are not.
     """
-    name = FILES["bfloat16"]
+    name = EMBEDDING_FILES["bfloat16"]
     info = embedding_info(checkpoint)
     entry = next(entry for entry in files if entry["path"] == name)
     rows, columns = info.shape

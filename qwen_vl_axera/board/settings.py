@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
-from qwen_vl_axera.capture import CAPTURE, Capture, read_capture
-from qwen_vl_axera.config import ModelConfig
-from qwen_vl_axera.embedding import FILES
+from qwen_vl_axera.checkpoint.config import ModelConfig
+from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.oracle.record import Capture, read_capture
 
-POST_MODEL = "qwen2_5_vl_post.axmodel"
-IMAGE_SIZE = (448, 448)  # of `export.py CKPT image` when no size is given
 DEFAULT_FPS = 1
 
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
@@ -50,11 +48,6 @@ class VisionModel:
         return f"{self.mode}{self.size[0]}x{self.size[1]}"
 
 
-def layer_file(prefill_len: int, layer: int | str) -> str:
-    """The name that `pulsar2 llm_build` gives a layer."""
-    return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"
-
-
 def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, fps: int) -> dict:
     """`config.json` of the runtime. Paths that begin with `../` are taken from the file's own directory.
 
@@ -73,7 +66,7 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
         "template_filename_axmodel": "../" + layer_file(prefill_len, "%d"),
         "axmodel_num": config.text.num_hidden_layers,
         "filename_post_axmodel": f"../{POST_MODEL}",
-        "filename_tokens_embed": f"../{FILES['bfloat16']}",
+        "filename_tokens_embed": f"../{EMBEDDING_FILES['bfloat16']}",
         "tokens_embed_num": config.text.vocab_size,
         "tokens_embed_size": config.text.hidden_size,
         "filename_image_encoder_axmodel": f"../{vision.file}",
@@ -143,13 +136,9 @@ def find_vision_models(name: str, directories: list[Path], workdir: Path) -> lis
 
 
 def _unnamed_size(workdir: Path, stem: str, mode: str) -> tuple[int, int]:
-    graph_file = Path(workdir) / f"{stem}.onnx"
-    if graph_file.is_file():
-        from qwen_vl_axera.graph import load_graph, read_metadata
+    graph = Path(workdir) / f"{stem}.onnx"
+    if graph.is_file():
+        from qwen_vl_axera.graph.files import load_graph, read_spec
 
-        size = read_metadata(load_graph(graph_file)).get("size")
-        if isinstance(size, list) and len(size) == 2:
-            return int(size[0]), int(size[1])
-    if mode == "image":
-        return IMAGE_SIZE
-    return read_capture(workdir).size
+        return read_spec(load_graph(graph), graph).size
+    return IMAGE_SIZE if mode == "image" else read_capture(workdir).size

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from preprocess import CHANNELS, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
-from qwen_vl_axera.capture import Capture, read_oracle
+from preprocess import CHANNELS, FACTOR, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
+from qwen_vl_axera.contract import CALIB, CALIB_MANIFEST
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity import THRESHOLDS, token_cosines
+from qwen_vl_axera.fidelity.metrics import THRESHOLDS, token_cosines
+from qwen_vl_axera.oracle.record import Capture, read_oracle
 from qwen_vl_axera.report.inputs import Fidelity, GraphFidelity, Manifest, Part, Sample, read_part
 from qwen_vl_axera.report.pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
 
@@ -39,7 +40,7 @@ def error_maps(
         fidelity: what was measured before; it names the graphs, the one with uint8 input is taken first.
         command: measures again.
     """
-    from qwen_vl_axera.verification import find_graphs
+    from qwen_vl_axera.fidelity.gate import find_graphs
 
     try:
         measured = {graph.file: graph for graph in fidelity.graphs} if fidelity else {}
@@ -76,7 +77,7 @@ def token_errors(path: Path, pixels: np.ndarray, oracle: np.ndarray, capture: Ca
     Raises:
         InputError: the graph does not load, or is of another size or checkpoint.
     """
-    from qwen_vl_axera.runner import OnnxTower
+    from qwen_vl_axera.fidelity.runtime import OnnxTower
 
     tower = OnnxTower(path)
     errors = []
@@ -87,8 +88,8 @@ def token_errors(path: Path, pixels: np.ndarray, oracle: np.ndarray, capture: Ca
         with np.errstate(all="ignore"):  # NaN and infinities are counted below
             cosines = token_cosines(np.asarray(expected, np.float64), tokens.astype(np.float64))
         errors.append(np.where(np.isfinite(cosines), 1 - cosines, NOT_FINITE))
-    _, rows, columns = capture.grid_thw
-    return np.maximum(np.stack(errors), 0).reshape(-1, rows // 2, columns // 2)
+    rows, columns = (side // FACTOR for side in capture.size)
+    return np.maximum(np.stack(errors), 0).reshape(-1, rows, columns)
 
 
 def _map(step: int, capture: Capture, pixels: np.ndarray, errors: np.ndarray, scale: Scale) -> dict[str, Any]:
@@ -119,8 +120,8 @@ def _stale(file: str, graph: GraphFidelity | None, errors: np.ndarray) -> str:
 
 def calibration_sheet(workdir: Path, command: str) -> Part[dict[str, Any]]:
     """The calibration set, every sample turned back into the first of its frames."""
-    directory = workdir / "calib"
-    part = read_part(directory / "manifest.json", Manifest, command, "calib/manifest.json")
+    directory = workdir / CALIB
+    part = read_part(directory / CALIB_MANIFEST, Manifest, command, f"{CALIB}/{CALIB_MANIFEST}")
     if part.value is None:
         return part
     samples = list(_samples(directory, part.value))

@@ -8,11 +8,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity import within
+from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.files import read_json
-
-FIDELITY, AXMODEL_FIDELITY = "fidelity.json", "axmodel_fidelity.json"
-PREFLIGHT, STEPS, BUILD_COMMANDS = "preflight.json", "steps.json", "pulsar2_commands.sh"
 
 T = TypeVar("T")
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -16,10 +16,11 @@ import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE, frame_to_array, unpatchify
 from qwen_vl_axera import progress
-from qwen_vl_axera.capture import CAPTURE, Capture, read_pixels
-from qwen_vl_axera.checkpoint import Checkpoint
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import AXMODEL_FIDELITY, CAPTURE, FIDELITY, LEFT_TO_DO, PREFLIGHT, STEPS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.oracle.record import Capture, read_pixels
 from qwen_vl_axera.report import inputs
 from qwen_vl_axera.report.figures import calibration_sheet, error_maps
 from qwen_vl_axera.report.inputs import Part, read_part, read_text, shell_line
@@ -77,7 +78,7 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
         raise InputError(f"--workdir {workdir}: no such directory; run run_video_by_sec.py first")
     if preflight is not None and not preflight.is_file():
         raise InputError(f"--preflight {preflight}: no such file")
-    context = gather(checkpoint, workdir, preflight or workdir / inputs.PREFLIGHT)
+    context = gather(checkpoint, workdir, preflight or workdir / PREFLIGHT)
     page = render(context)
     with atomic_write(output, "w") as file:
         file.write(page)
@@ -111,7 +112,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
     clip = read_clip(checkpoint, workdir, commands)
     if clip.value:
         commands = Commands(checkpoint.directory, workdir, tuple(clip.value[0].source))
-    fidelity = read_part(workdir / inputs.FIDELITY, inputs.Fidelity, verify)
+    fidelity = read_part(workdir / FIDELITY, inputs.Fidelity, verify)
     parts = {
         "clip": clip,
         "patches": clip if clip.value is None else Part(patch_image(*clip.value)),
@@ -119,15 +120,13 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "maps": clip
         if clip.value is None
         else error_maps(checkpoint.name, workdir, *clip.value, fidelity.value, verify),
-        "axmodel": read_part(
-            workdir / inputs.AXMODEL_FIDELITY, inputs.Fidelity, f"PULSAR2=docker:IMAGE {commands.pipeline}"
-        ),
+        "axmodel": read_part(workdir / AXMODEL_FIDELITY, inputs.Fidelity, f"PULSAR2=docker:IMAGE {commands.pipeline}"),
         "calibration": calibration_sheet(
             workdir, commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
         ),
         "checks": read_part(preflight, inputs.Preflight, commands.python("preflight.py")),
-        "steps": read_part(workdir / inputs.STEPS, list[inputs.StepCost], commands.pipeline),
-        "build": read_text(workdir / inputs.BUILD_COMMANDS, commands.pipeline),
+        "steps": read_part(workdir / STEPS, list[inputs.StepCost], commands.pipeline),
+        "build": read_text(workdir / LEFT_TO_DO, commands.pipeline),
     }
     findings = sorted(judge(parts), key=lambda finding: -ORDER.index(finding.status))
     return parts | {
@@ -204,8 +203,8 @@ def read_source(capture: Capture, count: int) -> np.ndarray:
     Raises:
         InputError: the source is not there any more, or holds fewer frames.
     """
-    from qwen_vl_axera.media import VideoFrames, load_clip
-    from qwen_vl_axera.video import VideoFile
+    from qwen_vl_axera.frames.media import VideoFrames, load_clip
+    from qwen_vl_axera.frames.video import VideoFile
 
     paths = [Path(path) for path in capture.source]
     missing = next((path for path in paths if not path.exists()), None)

@@ -36,17 +36,17 @@ OVERLAYS = {
 }
 # What touches transformers. Sizes: windows ragged on both axes, and the documented 308x308.
 TESTS = (
-    "tests/test_reference.py",
-    "tests/test_layout.py",
-    "tests/test_config.py",
-    "tests/test_mrope.py",
-    "tests/test_chat.py",
-    "tests/test_run_video_by_sec.py",
-    "tests/test_onnx_script.py",
-    "tests/test_graph.py::test_every_graph_is_transformers_tower",
-    "tests/test_real_media.py::test_clips_through_the_whole_chain",
-    "tests/test_real_media.py::test_the_documented_frame_directory",
-    "tests/test_checkpoint.py::test_transformers_own_saving_is_read",
+    "tests/towers/test_reference.py",
+    "tests/towers/test_layout.py",
+    "tests/checkpoint/test_config.py",
+    "tests/fidelity/test_mrope.py",
+    "tests/fidelity/test_chat.py",
+    "tests/oracle/test_run_video_by_sec.py",
+    "tests/fidelity/test_gate.py",
+    "tests/graph/test_graph.py::test_every_graph_is_transformers_tower",
+    "tests/frames/test_real_media.py::test_clips_through_the_whole_chain",
+    "tests/frames/test_real_media.py::test_the_documented_frame_directory",
+    "tests/checkpoint/test_checkpoint.py::test_transformers_own_saving_is_read",
 )
 LEFT_OUT = (
     "not (test_bad or bad_input or default_workdir"

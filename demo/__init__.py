@@ -1,0 +1,1 @@
+"""The demo model: its clips, its training from nothing, its evaluation."""

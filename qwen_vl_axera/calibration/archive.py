@@ -1,0 +1,238 @@
+"""The calibration set: samples exactly as the graph's input, their archive and its manifest.
+
+One sample is one temporal step. Samples are made, written and archived one after the other, so memory does not
+grow with their number.
+"""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from preprocess import iter_steps, patch_image_to_picture, to_graph_input
+from qwen_vl_axera import progress
+from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
+from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import READ_SIZE, write_json
+
+SUFFIXES = {"numpy": ".npy", "image": ".png"}
+SAMPLE_NAME = re.compile(r"sample_\d{5,}\.(npy|png)")
+
+THUMBNAIL = 16  # pixels per side
+# Samples whose thumbnails differ by less than this, on average over 0..255, count as nearly identical. Frames
+# 1/10 s apart differ by 0.2 to 1.5; a fixed camera over a busy square differs by more than 2 after a second.
+NEAR_DIFFERENCE = 2.0
+NEAR_FRACTION = 0.5  # of the samples: from here on the set is called too uniform
+NEAR_REACH = 256  # earlier samples that each one is compared with: likeness is a matter of neighbours
+PNG_LEVEL = 1  # patch images hardly compress: higher levels cost several times as much for a few per cent
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """What was written.
+
+    Attributes:
+        archive: the tar file for Pulsar2.
+        manifest: the content of the manifest.
+        warnings: what the user should know about the set.
+    """
+
+    archive: Path
+    manifest: dict[str, Any]
+    warnings: list[str]
+
+
+def make_calibration_set(
+    workdir: Path,
+    sources: Sequence[Source],
+    picks: Sequence[Pick],
+    size: tuple[int, int],
+    format: str = "numpy",
+) -> CalibrationSet:
+    """Writes WORKDIR/calib: the samples, `hidden_states.tar` and `manifest.json`.
+
+    All of it is built in a directory beside it, which takes its place at the end: a run that fails leaves the
+    set of the run before as it was.
+
+    Args:
+        workdir: an existing directory.
+        sources: what is sampled.
+        picks: which of their steps.
+        size: height and width, multiples of 28.
+        format: "numpy": float32 (1, 3, S, 392), 0..255; "image": RGB PNG, 392 wide and S high.
+
+    Raises:
+        InputError: nothing decodes, or `calib` holds something else than a calibration set.
+    """
+    target = Path(workdir) / CALIB
+    check_replaceable(target)
+    building = Path(tempfile.mkdtemp(dir=workdir, prefix=f"{CALIB}.tmp-"))
+    try:
+        samples, thumbnails = _write_samples(building, sources, picks, size, format)
+        if not samples:
+            raise InputError("no calibration sample could be made: the frames chosen do not decode")
+        manifest = {
+            "format": format,
+            "size": list(size),
+            "num_samples": len(samples),
+            "nearly_identical": count_near(thumbnails),
+            "archive": {"file": ARCHIVE, "bytes": (building / ARCHIVE).stat().st_size},
+            "samples": samples,
+        }
+        write_json(building / CALIB_MANIFEST, manifest)
+        building.chmod(0o755)
+        _put_in_place(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return CalibrationSet(target / ARCHIVE, manifest, _warnings(manifest, len(picks)))
+
+
+def _write_samples(
+    building: Path,
+    sources: Sequence[Source],
+    picks: Sequence[Pick],
+    size: tuple[int, int],
+    format: str,
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    taken: deque[Pick] = deque()  # read, but not yet through the resizing threads
+    samples: list[dict[str, Any]] = []
+    thumbnails: list[np.ndarray] = []
+    with (
+        open(building / ARCHIVE, "wb") as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=READ_SIZE) as tar,
+        ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
+        progress.stage("calibration samples", len(picks), unit="sample") as stage,
+    ):
+        writing: deque = deque()
+        for patches in iter_steps(read_frames(sources, picks, taken), size):
+            pick = taken.popleft()
+            sample = _describe(sources[pick.source], pick, f"sample_{len(samples):05d}{SUFFIXES[format]}")
+            samples.append(sample)
+            thumbnails.append(thumbnail(patches, size))
+            writing.append(writer.submit(_write_sample, building, tar, sample, patches, format))
+            if len(writing) > 2:  # the disk lags behind: wait instead of holding ever more samples
+                writing.popleft().result()
+            stage.advance()
+        while writing:
+            writing.popleft().result()
+        tar.close()
+        file.flush()
+        os.fsync(file.fileno())
+    return samples, thumbnails
+
+
+def _describe(source: Source, pick: Pick, name: str) -> dict[str, Any]:
+    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
+    return {"file": name, "source": source.files(pick.frames), "frames": list(pick.frames), "timestamps": timestamps}
+
+
+def _write_sample(
+    building: Path, tar: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
+) -> None:
+    """Writes one sample to its file and to the archive, and its hash into its entry."""
+    encoded = encode(patches, format)
+    with encoded.getbuffer() as data, open(building / sample["file"], "wb") as file:
+        sample["sha256"] = hashlib.sha256(data).hexdigest()
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    member = tarfile.TarInfo(sample["file"])  # owner 0, time 0 and mode 0644 are its defaults
+    member.size = encoded.seek(0, io.SEEK_END)
+    encoded.seek(0)
+    tar.addfile(member, encoded)
+    tar.members.clear()  # tarfile keeps them all for reading back
+
+
+def encode(patches: np.ndarray, format: str) -> io.BytesIO:
+    """One sample's file.
+
+    Args:
+        patches: uint8 (S, 392, 3).
+        format: "numpy": float32 (1, 3, S, 392), 0..255, as .npy; "image": RGB PNG, 392 wide and S high.
+    """
+    buffer = io.BytesIO()
+    if format == "numpy":
+        np.save(buffer, to_graph_input(patches), allow_pickle=False)
+    else:
+        Image.fromarray(patches).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer
+
+
+def thumbnail(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A step's first frame, uint8 (16, 16, 3), for comparisons."""
+    picture = patch_image_to_picture(patches, *size)
+    return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
+def count_near(thumbnails: Sequence[np.ndarray]) -> int:
+    """How many samples are nearly identical to an earlier one.
+
+    Args:
+        thumbnails: uint8 (16, 16, 3) each, in the samples' order.
+    """
+    if not thumbnails:
+        return 0
+    flat = np.stack(thumbnails).reshape(len(thumbnails), -1).astype(np.int16)
+    near = 0
+    for index in range(1, len(flat)):
+        earlier = flat[max(0, index - NEAR_REACH) : index]
+        near += bool(np.abs(earlier - flat[index]).mean(axis=1).min() < NEAR_DIFFERENCE)
+    return near
+
+
+def _warnings(manifest: dict[str, Any], picked: int) -> list[str]:
+    made, near = manifest["num_samples"], manifest["nearly_identical"]
+    warnings = []
+    if made < picked:
+        warnings.append(f"{picked - made} of {picked} samples fell on frames that do not decode and were left out")
+    if near and near >= NEAR_FRACTION * made:
+        warnings.append(
+            f"{near} of {made} samples are nearly identical to an earlier one: ranges measured on them will not "
+            "fit other scenes; add other videos or pictures (--inputs A B ...)"
+        )
+    return warnings
+
+
+def check_replaceable(target: Path) -> None:
+    """Makes sure that nothing but an earlier calibration set would be replaced.
+
+    Raises:
+        InputError: `target` is no directory, or holds other files.
+    """
+    if not target.is_dir():
+        if target.exists():
+            raise InputError(f"{target}: expected a directory, found a file; move it away")
+        return
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in names if name not in (ARCHIVE, CALIB_MANIFEST) and not SAMPLE_NAME.fullmatch(name)]
+    if foreign:
+        raise InputError(f"{target}: holds {foreign[0]!r}, which is not of a calibration set; move it away")
+
+
+def _put_in_place(building: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(building, target)
+        return
+    aside = building.with_name(building.name + ".old")
+    os.rename(target, aside)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        with suppress(OSError):
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

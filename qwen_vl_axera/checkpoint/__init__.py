@@ -1,0 +1,1 @@
+"""A checkpoint directory: its configuration, its safetensors files read tensor by tensor, its embeddings."""

@@ -1,0 +1,100 @@
+"""What the converter needs of a checkpoint's `config.json`.
+
+Three nestings are in use: flat (the hub's files, transformers 4.49), flat with a `text_config` (4.57) and
+`text_config` only (5.x).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_field, read_json
+from qwen_vl_axera.towers import find_tower
+
+if TYPE_CHECKING:
+    from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The parts of the language model's configuration that the board's files and checks need."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checkpoint's configuration: which tower, both halves, and the special token ids."""
+
+    model_type: str
+    vision: "VisionConfig"
+    text: TextConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    quantization: str | None
+
+
+def load_config(checkpoint: Path) -> ModelConfig:
+    """Reads `config.json` of a checkpoint directory.
+
+    Raises:
+        InputError: the directory or the file is missing or unusable, it describes another model,
+            or a field is absent or of the wrong kind.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: expected the directory of a Qwen2.5-VL checkpoint")
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    try:
+        tower = find_tower(raw.get("model_type"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(raw.get("vision_config"), dict):
+        raise InputError(f"{path} has no vision_config: is this a text-only checkpoint?")
+    return ModelConfig(
+        model_type=tower.model_type,
+        vision=tower.read_config(path, raw["vision_config"]),
+        text=_text(path, raw),
+        image_token_id=read_field(path, raw, "image_token_id", int, 151655),
+        video_token_id=read_field(path, raw, "video_token_id", int, 151656),
+        vision_start_token_id=read_field(path, raw, "vision_start_token_id", int, 151652),
+        vision_end_token_id=read_field(path, raw, "vision_end_token_id", int, 151653),
+        quantization=_quantization(raw),
+    )
+
+
+def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
+    nested = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
+    merged = {**raw, **nested}
+    get = lambda name, kind=int, default=None: read_field(path, merged, name, kind, default)  # noqa: E731
+    heads = get("num_attention_heads")
+    return TextConfig(
+        hidden_size=get("hidden_size"),
+        intermediate_size=get("intermediate_size"),
+        num_hidden_layers=get("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=get("num_key_value_heads", default=heads),
+        vocab_size=get("vocab_size"),
+        # Written at the top by every release; a nested copy may hold a class default instead.
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))),
+    )
+
+
+def _quantization(raw: dict[str, Any]) -> str | None:
+    """The quantisation method that a checkpoint was stored with ("gptq", "awq"), or None."""
+    settings = raw.get("quantization_config")
+    return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else None

@@ -1,0 +1,256 @@
+"""A checkpoint's safetensors files, read tensor by tensor.
+
+Headers are read at once (a few hundred kB even for the 72B), tensor data only when asked for and with
+plain reads: a memory map would count every page it touches as resident memory.
+"""
+
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import READ_SIZE, read_json
+from qwen_vl_axera.towers import find_tower
+from qwen_vl_axera.towers.tower import Tower
+
+INDEX_FILE = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes; the limit that the safetensors format sets itself
+ITEM_SIZE = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+# Stored names differ between the hub, transformers' save_pretrained and conversion tools; the hub's are
+# used everywhere here. The first rule that matches is applied.
+NAME_RULES = (
+    (re.compile(r"^model\.visual\."), "visual."),
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.model\."), "model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^embed_tokens\."), "model.embed_tokens."),
+)
+
+
+def normalise_name(stored: str) -> str:
+    """A tensor's name as the hub spells it: `visual.*`, `model.layers.*`, `model.embed_tokens.weight`."""
+    for pattern, replacement in NAME_RULES:
+        if pattern.match(stored):
+            return pattern.sub(replacement, stored, count=1)
+    return stored
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: `start` and `end` are byte offsets in the file `path`."""
+
+    name: str
+    stored_name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+class Checkpoint:
+    """A Qwen2.5-VL checkpoint directory: its configuration and its tensors.
+
+    Attributes:
+        directory: where it is.
+        config: what `config.json` says.
+        tensors: normalised name -> TensorInfo, from the headers.
+
+    Raises:
+        InputError: the directory, its config.json or its safetensors files are missing, truncated or no
+            safetensors, or a shard that the index names is absent.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self.config: ModelConfig = load_config(self.directory)
+        self.tensors: dict[str, TensorInfo] = {}
+        for path in _weight_files(self.directory):
+            for info in read_header(path):
+                if info.name in self.tensors:
+                    other = self.tensors[info.name]
+                    raise InputError(
+                        f"{info.name} is stored twice: as {other.stored_name} in {other.path.name} "
+                        f"and as {info.stored_name} in {path.name}"
+                    )
+                self.tensors[info.name] = info
+
+    @property
+    def name(self) -> str:
+        """The directory's own name: NAME in the output files' names."""
+        return self.directory.resolve().name
+
+    @property
+    def tower(self) -> Tower:
+        """The vision tower that config.json names."""
+        return find_tower(self.config.model_type)
+
+    def dtype(self, name: str) -> str:
+        """How a tensor is stored: "BF16", "F16", "F32" ...; see `info`."""
+        return self.info(name).dtype
+
+    def info(self, name: str) -> TensorInfo:
+        """A tensor's place.
+
+        Raises:
+            InputError: there is none of that name; the message lists the closest ones.
+        """
+        if name not in self.tensors:
+            close = difflib.get_close_matches(name, self.tensors, n=3, cutoff=0.4)
+            stored = ", ".join(self.tensors[match].stored_name for match in close)
+            raise InputError(f"{self.directory}: no tensor {name} in the checkpoint; closest names: {stored or 'none'}")
+        return self.tensors[name]
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """A tensor as float32, converted exactly from bf16, f16 or f32.
+
+        Args:
+            name: normalised name.
+            shape: what the model expects, checked when given.
+
+        Raises:
+            InputError: the tensor is missing, of another shape, no float, or holds NaN or infinities.
+        """
+        info = self.info(name)
+        if shape is not None and info.shape != tuple(shape):
+            raise InputError(
+                f"{info.path}: {info.stored_name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
+            )
+        if info.dtype not in FLOAT_DTYPES:
+            how = self.config.quantization
+            hint = f"this is a {how} checkpoint, use the original one" if how else "expected BF16, F16 or F32"
+            raise InputError(f"{info.path}: {info.stored_name} is stored as {info.dtype}: {hint}")
+        values = read_float32(info)
+        # One pass over the data: a sum is finite exactly when no value is NaN or infinite.
+        with np.errstate(all="ignore"):
+            finite = bool(np.isfinite(np.sum(values, dtype=np.float32))) or bool(np.isfinite(values).all())
+        if not finite:
+            raise InputError(f"{info.path}: {info.stored_name} holds NaN or infinite values")
+        return values
+
+
+def read_float32(info: TensorInfo) -> np.ndarray:
+    """A BF16, F16 or F32 tensor as float32, every value kept exactly.
+
+    Converted piece by piece into its final array: the largest tensors decide how much memory is needed.
+    """
+    values = np.empty(info.shape, "<f4")
+    flat, done = values.reshape(-1), 0
+    for data in read_bytes(info):
+        if info.dtype == "BF16":  # the upper half of a float32
+            piece = np.frombuffer(data, "<u2")
+            target = flat[done : done + len(piece)].view("<u4")
+            np.copyto(target, piece)
+            target <<= 16
+        else:
+            piece = np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[info.dtype])
+            flat[done : done + len(piece)] = piece
+        done += len(piece)
+    return values
+
+
+def read_bytes(info: TensorInfo, piece: int = READ_SIZE) -> Iterator[bytes]:
+    """A tensor's bytes as they are stored, `piece` bytes at a time.
+
+    Raises:
+        InputError: the file ends early.
+    """
+    # Buffered, since an unbuffered read may return fewer bytes than asked for, even half a value.
+    with open(info.path, "rb", buffering=piece) as file:
+        file.seek(info.start)
+        left = info.nbytes
+        while left:
+            data = file.read(min(piece, left))
+            if not data:
+                raise InputError(f"{info.path}: ends inside {info.stored_name}: the file is truncated")
+            left -= len(data)
+            yield data
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX_FILE
+    if index.is_file():
+        listed = read_json(index)
+        names = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(names, dict) or not names:
+            raise InputError(f"{index}: expected an object with a weight_map")
+        shards = sorted({str(name) for name in names.values()})
+        outside = [shard for shard in shards if Path(shard).name != shard]
+        if outside:
+            raise InputError(f"{index}: {outside[0]!r} is no file name within the directory")
+        absent = [shard for shard in shards if not (directory / shard).is_file()]
+        if absent:
+            raise InputError(
+                f"{directory}: {INDEX_FILE} names {len(shards)} shards, {len(absent)} absent: {', '.join(absent)}"
+            )
+        return [directory / shard for shard in shards]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
+        hint = f" ({pickled[0]} is a pickle, which is not read: save as safetensors)" if pickled else ""
+        raise InputError(f"{directory}: no *.safetensors files{hint}")
+    return files
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one safetensors file, from its header, checked against the file's size.
+
+    Raises:
+        InputError: it is no safetensors file, or a truncated one.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(9)  # the header's length and its opening brace
+        length = int.from_bytes(head[:8], "little")
+        if not head.endswith(b"{") or not 2 <= length <= MAX_HEADER:
+            raise InputError(f"{path}: not a safetensors file (it has no header)")
+        file.seek(8)
+        if 8 + length > size:
+            raise InputError(f"{path}: truncated: {size} bytes, its header alone needs {8 + length}")
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            raise InputError(f"{path}: not a safetensors file (its header is no JSON)") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: not a safetensors file (its header is no object)")
+    header.pop("__metadata__", None)
+    return [_tensor_info(path, stored, entry, base=8 + length, size=size) for stored, entry in header.items()]
+
+
+def _tensor_info(path: Path, stored: str, entry: dict, base: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
+        start, end = (base + int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: the header entry of {stored} is malformed") from None
+    if end > size:
+        raise InputError(f"{path}: truncated: {stored} ends at byte {end}, the file has {size}")
+    expected = math.prod(shape) * ITEM_SIZE[dtype] if dtype in ITEM_SIZE else end - start
+    if min(shape, default=0) < 0 or start < base or end - start != expected:
+        raise InputError(f"{path}: {stored} has {end - start} bytes, {dtype} {list(shape)} needs {expected}")
+    return TensorInfo(normalise_name(stored), stored, dtype, shape, path, start, end)

@@ -1,0 +1,197 @@
+"""The commands of Pulsar2, AXERA's NPU compiler, built in one place: `python -m qwen_vl_axera.compiler` runs them."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_vl_axera.compiler.tool import Command, Paths, Tool, ask, option
+from qwen_vl_axera.contract import BUILD_OUTPUT, CHIP, KV_CACHE_LEN, PARALLEL, POST_MODEL, PREFILL_LEN, layer_file
+from qwen_vl_axera.errors import CheckFailed, InputError
+
+HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
+LLM_CHIPS = ("AX650", "AX620E", "LAMBERT")  # `pulsar2 llm_build2 -h`, 6.0
+
+
+def build_command(
+    tool: Tool,
+    model: Path,
+    config: Path,
+    workdir: Path = Path(),
+    output_dir: Path | None = None,
+    output_name: str | None = None,
+    chip: str = CHIP,
+    check: int = 0,
+) -> Command:
+    """`pulsar2 build`: the vision graph to an axmodel.
+
+    Args:
+        tool: from `find_tool`; a missing one gives the command as it would be.
+        model: the ONNX file.
+        config: the build configuration; the files that it names count from `workdir`.
+        workdir: where the tool runs.
+        output_dir: default WORKDIR/build-output.
+        output_name: default the model's name with .axmodel.
+        chip: target hardware.
+        check: compiler.check, 0 as documented.
+
+    Raises:
+        InputError: the chip is unknown.
+    """
+    _one_of("chip", chip, HARDWARE)
+    output_dir = Path(output_dir or Path(workdir) / BUILD_OUTPUT)
+    output_name = output_name or f"{Path(model).stem}.axmodel"
+    paths = Paths(tool, workdir)
+    if paths.mounts:
+        for named in files_named_in(config):
+            paths.mounts.named_in_config(named)
+    argv = [
+        *("pulsar2", "build"),
+        *option("--input", paths.graph(model)),
+        *option("--config", paths.file(config)),
+        *option("--output_dir", paths.directory(output_dir, writable=True)),
+        *option("--output_name", output_name),
+        *option("--target_hardware", chip),
+        *option("--compiler.check", check),
+    ]
+    return paths.command(argv, [output_dir], [(output_dir, glob.escape(output_name))])
+
+
+def llm_build_command(
+    tool: Tool,
+    checkpoint: Path,
+    output: Path,
+    prefill_len: int = PREFILL_LEN,
+    kv_cache_len: int = KV_CACHE_LEN,
+    parallel: int = PARALLEL,
+    chip: str = CHIP,
+    last_kv_cache_len: Sequence[int] = (),
+    build2: bool = False,
+    prefill_step_size: int | None = None,
+    num_layers: int = 0,
+) -> Command:
+    """`pulsar2 llm_build`, or llm_build2: the language model to one axmodel per layer.
+
+    Args:
+        tool: from `find_tool`.
+        checkpoint: the original hub directory.
+        output: where the axmodels go.
+        prefill_len: tokens of one prefill run; with `last_kv_cache_len` of one chunk; with `build2` the total.
+        kv_cache_len: tokens of the cache.
+        parallel: layers built at a time.
+        chip: target hardware.
+        last_kv_cache_len: how much of the cache the prefill groups see; the largest bounds the prompt.
+        build2: use llm_build2 (not in every release; see `has_llm_build2`).
+        prefill_step_size: tokens of one chunk, llm_build2 only.
+        num_layers: of the checkpoint: so many files must be there afterwards.
+
+    Raises:
+        InputError: numbers that contradict each other, or an unknown chip.
+    """
+    _one_of("chip", chip, LLM_CHIPS)
+    _check_lengths(prefill_len, kv_cache_len, parallel, last_kv_cache_len, build2, prefill_step_size)
+    paths = Paths(tool, Path())
+    argv = [
+        *("pulsar2", "llm_build2" if build2 else "llm_build"),
+        *option("--input_path", paths.directory(checkpoint)),
+        *option("--output_path", paths.directory(output, writable=True)),
+        # llm_build2 counts the token being decoded; the manual's --max_context 1024 gives kv_cache_len=1023.
+        *(option("--max_context", kv_cache_len + 1) if build2 else option("--kv_cache_len", kv_cache_len)),
+        *option("--hidden_state_type", "bf16"),
+        *option("--prefill_len", prefill_len),
+    ]
+    for length in last_kv_cache_len:
+        argv += option("--last_kv_cache_len", length)
+    if prefill_step_size is not None:
+        argv += option("--prefill_step_size", prefill_step_size)
+    argv += [*option("--parallel", parallel), *option("--chip", chip)]
+    # With chunks, the tool's name for the prefill is its own.
+    layers = [layer_file("*", number) for number in range(num_layers)]
+    names = [*layers, POST_MODEL]
+    # Whether the tool keeps the layers of an earlier run is not documented: older ones are accepted.
+    return paths.command(argv, [output], [(output, name) for name in names], fresh=False)
+
+
+def run_command(
+    tool: Tool, model: Path, input_dir: Path, output_dir: Path, list_file: Path | None = None, workdir: Path = Path()
+) -> Command:
+    """`pulsar2 run`: simulates an axmodel on the host.
+
+    Args:
+        tool: from `find_tool`.
+        model: the axmodel.
+        input_dir: one `TENSOR.bin` per input, or one directory of those per line of `list_file`.
+        output_dir: receives the outputs in the same arrangement.
+        list_file: names of the directories, one a line.
+        workdir: where the tool runs.
+    """
+    paths = Paths(tool, workdir)
+    argv = [
+        *("pulsar2", "run"),
+        *option("--model", paths.file(model)),
+        *option("--input_dir", paths.directory(input_dir)),
+        *option("--output_dir", paths.directory(output_dir, writable=True)),
+    ]
+    if list_file is not None:
+        argv += option("--list", paths.file(list_file))
+    return paths.command(argv, [output_dir])
+
+
+def version(tool: Tool) -> str:
+    """The tool's version, on one line.
+
+    Raises:
+        CheckFailed: it does not answer.
+    """
+    answer = ask(version_command(tool))
+    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    if answer.returncode or not lines:
+        said = [line for line in answer.stderr.splitlines() if line.strip()][-1:] or ["it says nothing"]
+        raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {said[0]}")
+    return ", ".join(lines)
+
+
+def version_command(tool: Tool) -> Command:
+    """`pulsar2 version`."""
+    return Paths(tool, Path()).command(["pulsar2", "version"])
+
+
+def has_llm_build2(tool: Tool) -> bool:
+    """Whether the tool knows llm_build2."""
+    return ask(Paths(tool, Path()).command(["pulsar2", "llm_build2", "-h"])).returncode == 0
+
+
+def files_named_in(config: Path) -> list[str]:
+    """The files and directories that a build configuration names, as they stand there."""
+    from qwen_vl_axera.compiler.schema import load_config
+
+    build = load_config(config)
+    named = [entry.calibration_dataset for entry in build.quant.input_configs]
+    named += [build.quant.input_sample_dir, build.compiler.input_sample_dir]
+    named += [entry.data_path for entry in build.const_processors]
+    return [name for name in named if name]
+
+
+def _check_lengths(
+    prefill_len: int,
+    kv_cache_len: int,
+    parallel: int,
+    last_kv_cache_len: Sequence[int],
+    build2: bool,
+    prefill_step_size: int | None,
+) -> None:
+    if min(prefill_len, kv_cache_len, parallel, *last_kv_cache_len, prefill_step_size or 1) < 1:
+        raise InputError("prefill, kv cache and parallel: expected numbers above 0")
+    longest = max(prefill_len, *last_kv_cache_len, 0)
+    if longest > kv_cache_len:
+        raise InputError(f"a prefill of {longest} tokens does not fit a kv cache of {kv_cache_len}: raise the latter")
+    if build2 and last_kv_cache_len:
+        raise InputError("llm_build2 knows no --last-kv-cache-len: give the total as --prefill-len")
+    if prefill_step_size is not None and not build2:
+        raise InputError("--prefill-step-size belongs to llm_build2: give --llm-build2 too")
+    if list(last_kv_cache_len) != sorted(set(last_kv_cache_len)):
+        raise InputError(f"--last-kv-cache-len {' '.join(map(str, last_kv_cache_len))}: expected rising numbers")
+
+
+def _one_of(what: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{what} {value!r}: expected one of {', '.join(choices)}")

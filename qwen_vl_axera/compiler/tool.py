@@ -1,0 +1,206 @@
+"""An external tool: where it is, its command lines, and running them with a useful end.
+
+A tool is a command on this machine or in a Docker image. Paths are written as the tool will see them, and a
+command is a list of arguments: no shell reads it, except when somebody pastes its quoted line into one.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwen_vl_axera.compiler.container import Mounts, docker_argv
+from qwen_vl_axera.errors import CheckFailed, InputError
+
+VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
+DOCKER = "docker:"
+LAST_LINES = 12  # of a failed tool's stderr
+ASKING = 300  # seconds for a question such as -h: a container takes a while to start
+CLOCKS = 2  # seconds by which a file system's clock may lag
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Where the compiler is.
+
+    Attributes:
+        kind: "command", "docker" or "missing".
+        name: the command's path or the image; why there is none.
+    """
+
+    kind: str
+    name: str
+
+    def __bool__(self) -> bool:
+        return self.kind != "missing"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that is ready to run.
+
+    Attributes:
+        name: what it is, for messages.
+        argv: program and arguments.
+        cwd: where it runs.
+        makes: directories that must exist before, since a container cannot make them for the caller.
+        expects: directory and name of the files that must be there afterwards; names are glob patterns.
+        fresh: whether those files must be newer than the run: an older one was made from other inputs.
+    """
+
+    name: str
+    argv: list[str]
+    cwd: Path
+    makes: list[Path] = field(default_factory=list)
+    expects: list[tuple[Path, str]] = field(default_factory=list)
+    fresh: bool = True
+
+    def line(self) -> str:
+        """The command for a shell, quoted; it begins with a `cd` where that matters."""
+        parts = []
+        if self.cwd.resolve() != Path.cwd():
+            parts.append(shlex.join(["cd", "--", str(Path.cwd() / self.cwd)]))
+        missing = [str(path.resolve()) for path in self.makes if not path.is_dir()]
+        if missing and self.argv[0] == "docker":  # a mount needs its directory; the tool alone makes its own
+            parts.append(shlex.join(["mkdir", "-p", "--", *missing]))
+        return " && ".join([*parts, shlex.join(self.argv)])
+
+
+def find_tool(spec: str | None) -> Tool:
+    """Finds the compiler.
+
+    Args:
+        spec: a command's name or path, or `docker:IMAGE`; None or empty: `pulsar2` on PATH.
+
+    Raises:
+        InputError: what was asked for is not there.
+    """
+    if not spec:
+        if shutil.which(DEFAULT):
+            return Tool("command", DEFAULT)
+        return Tool("missing", f"no {DEFAULT} on PATH, and {VARIABLE} is not set")
+    if spec.startswith(DOCKER):
+        image = spec.removeprefix(DOCKER)
+        if not image or image.startswith("-") or any(mark.isspace() for mark in image):
+            raise InputError(f"{VARIABLE}={spec}: expected docker:IMAGE, for example docker:pulsar2:7.0")
+        if not shutil.which("docker"):
+            raise InputError(f"{VARIABLE}={spec}: no docker on PATH")
+        return Tool("docker", image)
+    found = shutil.which(Path(spec).expanduser())
+    if not found:
+        raise InputError(f"{VARIABLE}={spec}: no such command; expected a path, or docker:IMAGE")
+    return Tool("command", str(Path.cwd() / found) if os.sep in spec else spec)
+
+
+class Paths:
+    """Paths as a tool will see them: relative to where it runs, or inside the container."""
+
+    def __init__(self, tool: Tool, workdir: Path):
+        self.tool, self.workdir = tool, Path(workdir)
+        self.mounts = Mounts(self.workdir) if tool.kind == "docker" else None
+
+    def directory(self, path: Path, writable: bool = False) -> str:
+        return self.mounts.directory(path, writable) if self.mounts else self._relative(path)
+
+    def graph(self, path: Path) -> str:
+        return self.mounts.graph(path) if self.mounts else self._relative(path)
+
+    def file(self, path: Path) -> str:
+        return self.mounts.file(path) if self.mounts else self._relative(path)
+
+    def _relative(self, path: Path) -> str:
+        here = Path.cwd()
+        absolute, workdir = here / path, Path(os.path.normpath(here / self.workdir))
+        if absolute.is_relative_to(workdir):
+            shown = str(absolute.relative_to(workdir))
+        else:
+            shown = str(path if workdir == here else absolute)
+        return f"./{shown}" if shown.startswith("-") else shown
+
+    def command(
+        self, argv: list[str], makes: list[Path] = (), expects: list[tuple[Path, str]] = (), fresh: bool = True
+    ) -> Command:
+        """The command in full. `argv` begins with the tool's usual name."""
+        name = " ".join(argv[:2])
+        if self.mounts:
+            argv = docker_argv(self.tool.name, self.mounts, argv, makes)
+        elif self.tool:
+            argv = [self.tool.name, *argv[1:]]
+        return Command(name, argv, self.workdir, list(makes), list(expects), fresh)
+
+
+def execute(command: Command) -> None:
+    """Runs a command, its output streaming through.
+
+    Raises:
+        CheckFailed: it fails, is killed, or leaves out a file; the message ends with its last lines.
+    """
+    for directory in command.makes:
+        directory.mkdir(parents=True, exist_ok=True)
+    start, lines = time.time(), deque([b""], maxlen=LAST_LINES)
+    sys.stdout.flush()
+    with subprocess.Popen(command.argv, cwd=command.cwd, stderr=subprocess.PIPE, bufsize=0) as process:
+        try:
+            while piece := process.stderr.read(1 << 16):
+                sys.stderr.buffer.write(piece)
+                sys.stderr.flush()
+                first, *rest = piece.replace(b"\r", b"\n").split(b"\n")
+                lines[-1] += first
+                lines.extend(rest)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        said = " | ".join(text for line in lines if (text := line.decode("utf-8", "replace").strip()))
+        raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
+    oldest = start - CLOCKS if command.fresh else 0.0
+    missing = [name for directory, name in command.expects if not _written(directory, name, oldest)]
+    if missing:
+        raise CheckFailed(
+            f"{command.name} reported success, but {len(missing)} of {len(command.expects)} files were not "
+            f"written: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''} (killed for lack of memory?)"
+        )
+
+
+def ask(command: Command) -> subprocess.CompletedProcess:
+    """Runs a command that only answers a question, quietly.
+
+    Raises:
+        CheckFailed: it does not start, or does not answer in time.
+    """
+    try:
+        return subprocess.run(
+            command.argv, cwd=command.cwd, capture_output=True, text=True, errors="replace", timeout=ASKING
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckFailed(f"{command.name} does not answer within {ASKING} s") from None
+    except OSError as error:
+        raise CheckFailed(f"{command.argv[0]} does not start: {error.strerror}") from None
+
+
+def option(flag: str, value: object) -> list[str]:
+    """A flag and its value; joined where the value would be taken for a flag itself."""
+    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+
+
+def _written(directory: Path, name: str, oldest: float) -> bool:
+    """Whether a file is there, not empty and not older than `oldest` (seconds since the epoch)."""
+    found = [path.stat() for path in directory.glob(name)]
+    return any(state.st_size and state.st_mtime >= oldest for state in found)
+
+
+def _reason(code: int) -> str:
+    # Docker and shells report a signal as 128 + its number.
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    if number not in set(signal.Signals):
+        return f"failed with exit code {code}"
+    hint = ""
+    if number == signal.SIGKILL:
+        hint = " (out of memory? builds below 32 GB are killed at a high PARALLEL: lower it)"
+    return f"was ended by {signal.Signals(number).name}{hint}"

@@ -1,0 +1,124 @@
+"""What several rooms must agree on: names of tensors and files, the documented defaults, and what a graph is made for.
+
+Standard library only: everything imports this, and `--help` must answer at once.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qwen_vl_axera.errors import InputError
+
+# Tensors of the graph and of the compiled model.
+INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
+
+# Files of the work directory, by the step that writes them.
+CAPTURE, PIXELS, ORACLE = "capture.json", "pixels.npy", "vit_out.npy"  # run_video_by_sec.py
+STEP_PATCHES = "hidden_states"  # .pth: one step's normalised patches
+LAYOUT_TENSORS = ("rotary_pos_emb", "cu_seqlens", "cu_window_seqlens", "window_index")  # .pth: one step's layout
+FIDELITY = "fidelity.json"  # test_onnx_video_by_sec.py
+CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
+PREFLIGHT = "preflight.json"
+BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
+STEPS, LEFT_TO_DO = "steps.json", "pulsar2_commands.sh"  # export_video.sh
+REPORT = "report.html"
+
+# What `pulsar2 llm_build` writes, and the embeddings that it does not.
+POST_MODEL = "qwen2_5_vl_post.axmodel"
+EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING_FILES = {
+    "bfloat16": f"{EMBEDDING}.bfloat16.bin",
+    "float32": f"{EMBEDDING}.float32.bin",
+    "npy": f"{EMBEDDING}.npy",
+}
+
+# Defaults of the documented commands. Sizes are height and width in pixels, lengths are tokens.
+VIDEO_SIZE, IMAGE_SIZE = (308, 308), (448, 448)
+NUM_FRAMES, NUM_SAMPLES = 8, 32
+PREFILL_LEN, KV_CACHE_LEN, PARALLEL, CHIP = 512, 1023, 32, "AX650"
+MAX_NEW_TOKENS = 128
+
+MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
+INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values
+WINDOW_MODES = ("grouped", "dense")
+OPSETS, OPSET = (16, 17, 18), 17
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What a vision graph is made for: it makes the file's name and stands in the graph's metadata.
+
+    Attributes:
+        tower: model_type of the tower, such as "qwen2_5_vl".
+        size: height and width in pixels.
+        mode: one of MODES.
+        input: one of INPUTS.
+        window_mode: one of WINDOW_MODES.
+        uint8: takes uint8 (1, S, 392, 3) as the compiled model does, instead of float32 (1, 3, S, 392).
+        opset: one of OPSETS.
+
+    Raises:
+        InputError: a field is none of its choices.
+    """
+
+    tower: str
+    size: tuple[int, int]
+    mode: str = MODES[0]
+    input: str = INPUTS[0]
+    window_mode: str = WINDOW_MODES[0]
+    uint8: bool = False
+    opset: int = OPSET
+
+    def __post_init__(self):
+        choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "uint8": (False, True), "opset": OPSETS}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if not any(value == choice and type(value) is type(choice) for choice in known):
+                raise InputError(f"{name} {value!r}: expected one of {', '.join(map(str, known))}")
+        if not isinstance(self.tower, str) or not self.tower:
+            raise InputError(f"tower {self.tower!r}: expected a model_type")
+        sides = self.size
+        if not isinstance(sides, tuple) or len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise InputError(f"size {sides!r}: expected height and width in pixels")
+
+    def stem(self, name: str, sized: bool = False) -> str:
+        """The file's name without its ending: NAME_vision[_image][_HxW][_uint8].
+
+        Args:
+            name: the checkpoint's.
+            sized: one of several sizes.
+        """
+        return graph_stem(name, self.mode, self.size if sized else None) + ("_uint8" if self.uint8 else "")
+
+    def metadata(self) -> dict[str, Any]:
+        """The fields as the graph's metadata has them."""
+        return asdict(self) | {"size": list(self.size)}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, Any]) -> "GraphSpec":
+        """The inverse of `metadata`; other keys are left alone.
+
+        Raises:
+            InputError: a field is missing or malformed.
+        """
+        absent = [name for name in cls.__dataclass_fields__ if name not in metadata]
+        if absent:
+            raise InputError(f"the metadata of export.py is missing ({', '.join(absent)})")
+        fields = {name: metadata[name] for name in cls.__dataclass_fields__}
+        size = fields["size"]
+        return cls(**fields | {"size": tuple(size) if isinstance(size, list) else size})
+
+
+def graph_stem(name: str, mode: str, size: tuple[int, int] | None = None) -> str:
+    """The float graph's file name without its ending: NAME_vision[_image][_HxW]."""
+    kind = "_image" if mode == "image" else ""
+    return f"{name}_vision{kind}" + (f"_{size[0]}x{size[1]}" if size else "")
+
+
+def data_file(name: str) -> str:
+    """The weights file that all graphs of a checkpoint share."""
+    return f"{graph_stem(name, 'video')}.onnx.data"
+
+
+def layer_file(prefill_len: int | str, layer: int | str) -> str:
+    """The name that `pulsar2 llm_build` gives a layer."""
+    return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"

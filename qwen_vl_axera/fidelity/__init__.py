@@ -1,0 +1,1 @@
+"""Is the graph transformers' tower? Numbers first, then text; and the compiled model's numbers."""

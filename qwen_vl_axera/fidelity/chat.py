@@ -1,0 +1,216 @@
+"""The prompt, its M-RoPE positions, and greedy text with any vision features in the loop.
+
+transformers' language model is used as it is; features and positions are computed outside and passed in, so
+that the same clip gives the same numbers with each transformers version.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_vl_axera import progress
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+
+DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
+DEFAULT_PROMPTS = (DESCRIBE, LOCATE)
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt about one clip.
+
+    Attributes:
+        text: the question.
+        input_ids: int64 (L,), the video pad repeated once per merged token.
+        position_ids: int64 (3, 1, L).
+        next_position: of the first generated token, on all three axes.
+    """
+
+    text: str
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    next_position: int
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token and the probability that the model gave it."""
+
+    id: int
+    probability: float
+
+
+def load_tokenizer(directory: Path):
+    """The checkpoint's tokenizer.
+
+    Raises:
+        InputError: there is none, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    if not (Path(directory) / "tokenizer.json").is_file() and not (Path(directory) / "vocab.json").is_file():
+        raise InputError(f"{directory}: no tokenizer.json; copy the tokenizer files beside the weights")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise InputError(f"{directory}: the tokenizer does not load: {error}") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"{directory}: the tokenizer has no chat template; copy the released tokenizer_config.json")
+    return tokenizer
+
+
+def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) -> np.ndarray:
+    """The prompt's token ids, int64 (L,), with the video pad repeated `num_tokens` times."""
+    content = [{"type": "video"}, {"type": "text", "text": text}]
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
+    pads = np.flatnonzero(ids == config.video_token_id)
+    if len(pads) != 1:
+        raise InputError(
+            f"the chat template renders {len(pads)} video pads (id {config.video_token_id}) for one video, expected 1"
+        )
+    return np.concatenate([ids[: pads[0]], np.full(num_tokens, config.video_token_id), ids[pads[0] + 1 :]])
+
+
+def prompt_token_count(directory: Path, text: str, num_tokens: int) -> int:
+    """How many tokens a prompt about a clip of `num_tokens` merged tokens takes, template included."""
+    return len(video_token_ids(load_tokenizer(directory), load_config(directory), text, num_tokens))
+
+
+def build_prompt(
+    tokenizer, config: ModelConfig, text: str, grid_thw: Sequence[int], second_per_grid_ts: float
+) -> Prompt:
+    """A prompt about one clip.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        config: of the checkpoint.
+        text: the question.
+        grid_thw: temporal steps, rows and columns of patches.
+        second_per_grid_ts: seconds of one temporal step.
+    """
+    num_tokens = int(np.prod(grid_thw)) // config.vision.merge_unit
+    ids = video_token_ids(tokenizer, config, text, num_tokens)
+    position_ids, next_position = mrope_position_ids(
+        ids,
+        video_grid_thw=[list(grid_thw)],
+        second_per_grid_ts=[second_per_grid_ts],
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        vision_start_token_id=config.vision_start_token_id,
+        spatial_merge_size=config.vision.spatial_merge_size,
+        tokens_per_second=config.vision.tokens_per_second,
+    )
+    return Prompt(text, ids, position_ids, next_position)
+
+
+class LanguageModel:
+    """transformers' Qwen2.5-VL without its vision tower.
+
+    Args:
+        directory: the checkpoint.
+        dtype: "bfloat16" or "float32".
+        device: "cpu", "cuda", ...
+    """
+
+    def __init__(self, directory: Path, dtype: str = "bfloat16", device: str = "cpu"):
+        import torch
+        import transformers
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        transformers.utils.logging.disable_progress_bar()  # the stage below shows one
+        self.config = load_config(directory)
+        self.tokenizer = load_tokenizer(directory)
+        self.device = device
+        # torch_dtype was renamed in 4.56.
+        release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+        key = "dtype" if release >= (4, 56) else "torch_dtype"
+        with progress.stage("load language model", unit="model"):
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                directory, local_files_only=True, **{key: getattr(torch, dtype)}
+            )
+        # The features come from elsewhere; the tower's memory is given back.
+        owner = model.model if hasattr(model.model, "visual") else model
+        owner.visual = None
+        self.model = model.to(device).eval()
+        self.stop_ids = self._stop_ids()
+
+    def _stop_ids(self) -> set[int]:
+        stop: Any = self.model.generation_config.eos_token_id
+        if stop is None:
+            stop = self.tokenizer.eos_token_id
+        return set(stop) if isinstance(stop, list | tuple) else {stop}
+
+    def generate(self, prompt: Prompt, features: np.ndarray, max_new_tokens: int) -> list[Token]:
+        """Greedy decoding.
+
+        Args:
+            prompt: from `build_prompt`.
+            features: float32 (N, hidden), one per video pad.
+            max_new_tokens: at most this many; decoding ends earlier at a stop token, which is included.
+
+        Raises:
+            InputError: the number of features is not the number of pads.
+        """
+        import torch
+
+        with torch.no_grad():
+            ids = torch.from_numpy(prompt.input_ids).to(self.device)
+            pads = ids == self.config.video_token_id
+            if int(pads.sum()) != len(features):
+                raise InputError(f"the prompt holds {int(pads.sum())} video pads, there are {len(features)} features")
+            embeddings = self.model.get_input_embeddings()(ids)
+            embeddings[pads] = torch.from_numpy(np.array(features)).to(embeddings)
+            return self._decode(prompt, embeddings[None], max_new_tokens)
+
+    def _decode(self, prompt: Prompt, embeddings: Any, max_new_tokens: int) -> list[Token]:
+        import torch
+
+        # The cache's name as an argument and in the output: transformers 5.24 renamed it.
+        cached = "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
+        tokens: list[Token] = []
+        positions = torch.from_numpy(prompt.position_ids).to(self.device)  # (3, 1, L)
+        cache, length = None, embeddings.shape[1]
+        with progress.stage("generate", max_new_tokens, unit="token") as stage:
+            while len(tokens) < max_new_tokens:
+                output = self.model(
+                    inputs_embeds=embeddings,
+                    position_ids=positions,
+                    attention_mask=torch.ones(1, length, dtype=torch.long, device=self.device),
+                    use_cache=True,
+                    **{cached: cache},
+                )
+                probabilities = output.logits[0, -1].float().softmax(-1)
+                best = int(probabilities.argmax())
+                tokens.append(Token(best, float(probabilities[best])))
+                stage.advance()
+                if best in self.stop_ids:
+                    break
+                cache = output[cached]
+                embeddings = self.model.get_input_embeddings()(torch.tensor([[best]], device=self.device))
+                positions = torch.full((3, 1, 1), prompt.next_position + len(tokens) - 1, device=self.device)
+                length += 1
+        return tokens
+
+    def text(self, tokens: Sequence[Token]) -> str:
+        """The words of generated tokens, special tokens left out."""
+        return self.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True).strip()
+
+
+def first_difference(reference: Sequence[Token], actual: Sequence[Token]) -> int | None:
+    """The index of the first token in which two answers differ, or None when they are equal."""
+    for number in range(max(len(reference), len(actual))):
+        one = reference[number].id if number < len(reference) else None
+        other = actual[number].id if number < len(actual) else None
+        if one != other:
+            return number
+    return None

@@ -1,0 +1,78 @@
+"""ONNX Runtime in the vision tower's place, one temporal step at a time."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from preprocess import normalize, to_graph_input
+from qwen_vl_axera.contract import INPUT_NAME
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.graph.files import load_graph, read_spec
+
+
+class OnnxTower:
+    """A vision graph in ONNX Runtime.
+
+    Args:
+        path: `NAME_vision.onnx` or `NAME_vision_uint8.onnx`; its data file beside it.
+        threads: of ONNX Runtime; 0 takes all cores.
+
+    Attributes:
+        spec: what `export.py` made the graph for.
+        num_patches: S of one step.
+
+    Raises:
+        InputError: the file is missing, broken, or no graph of this converter.
+    """
+
+    def __init__(self, path: Path, threads: int = 0):
+        import onnxruntime
+
+        self.path = Path(path)
+        self.spec = read_spec(load_graph(self.path), self.path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Packed copies of the weights would double the memory for a few percent of speed.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            self.session = onnxruntime.InferenceSession(
+                os.fspath(self.path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime has no public base class for its errors
+            raise InputError(f"{self.path}: ONNX Runtime cannot load it: {error}") from None
+        graph_input = self.session.get_inputs()[0]
+        self.uint8 = graph_input.type == "tensor(uint8)"
+        self.num_patches = graph_input.shape[1 if self.uint8 else 2]
+
+    def step(self, patches: np.ndarray) -> np.ndarray:
+        """The merged tokens of one step.
+
+        Args:
+            patches: uint8 (S, 392, 3).
+
+        Returns:
+            float32 (S/4, out_hidden) in reading order.
+
+        Raises:
+            InputError: S is not the graph's.
+        """
+        if len(patches) != self.num_patches:
+            raise InputError(
+                f"{self.path}: made for {self.num_patches} patches a step ({self.size}), got {len(patches)}"
+            )
+        return self.session.run(None, {INPUT_NAME: self.graph_input(patches)})[0]
+
+    def graph_input(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (S, 392, 3) as this graph takes it."""
+        if self.uint8:
+            return patches[None]
+        return to_graph_input(patches) if self.spec.input == "pixels" else normalize(patches)
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """uint8 (T, S, 392, 3) -> float32 (T·S/4, out_hidden)."""
+        return np.concatenate([self.step(step) for step in patches])
+
+    @property
+    def size(self) -> str:
+        return "x".join(map(str, self.spec.size))

@@ -1,0 +1,1 @@
+"""Video files, directories and pictures as frames, read with little memory."""

@@ -1,0 +1,253 @@
+"""Video file | directory of frames | pictures -> frames.
+
+A video file is sampled as qwen-vl-utils does it and decoded frame by frame while it is read; directories and
+pictures are taken whole, in name order. Nothing is held that is not needed yet.
+"""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from preprocess import (
+    MAX_PIXELS,
+    MIN_PIXELS,
+    check_aspect_ratio,
+    check_size,
+    frame_shape,
+    smart_resize,
+)
+from qwen_vl_axera.contract import NUM_FRAMES
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.frames.video import VideoFile, sample_frames
+
+DEFAULT_FPS = 1.0  # of directories and pictures
+PICTURES = {".bmp", ".jpeg", ".jpg", ".jpe", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+
+ATTEMPTS = 3  # at decoding a frame that is known to decode
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """The sampled frames of a video: decoded anew, one at a time, whenever they are iterated over."""
+
+    video: VideoFile
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        done = 0
+        # decord decodes ahead: on a busy machine it may meet damage behind the last frame too early, and give up.
+        for _ in range(ATTEMPTS):
+            for array in self.video.read(self.indices[done:]):
+                done += 1
+                yield Image.fromarray(array)
+            if done == len(self.indices):
+                return
+        raise InputError(
+            f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
+            "encode it again, or cut it before that frame"
+        )
+
+
+@dataclass(frozen=True)
+class PictureFrames:
+    """Pictures, opened one at a time whenever they are iterated over."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (read_picture(path) for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames and where they come from.
+
+    Attributes:
+        frames: pictures, readable several times; RGB when they come from a video, any mode otherwise.
+        kind: "video", "frames" (a directory) or "images".
+        source: the paths as they were given.
+        indices: number of each frame in the video, or in the name order, from 0.
+        sample_fps: frames per second after sampling.
+        shape: height and width of the first frame, EXIF rotation applied.
+        notes: what was decided on the way and the user should know; already printed.
+    """
+
+    frames: VideoFrames | PictureFrames
+    kind: str
+    source: tuple[Path, ...]
+    indices: tuple[int, ...]
+    sample_fps: float
+    shape: tuple[int, int]
+    notes: tuple[str, ...] = field(default=())
+
+
+def load_clip(paths: Sequence[Path] | Path | str, *, num_frames: int | None = None, fps: float | None = None) -> Clip:
+    """Opens a clip.
+
+    Args:
+        paths: one video file, one directory of frames, or any number of pictures.
+        num_frames: of a video file: how many, evenly spaced (default: 8, or all but the odd one of a shorter
+            clip). qwen-vl-utils rounds it to an even number.
+        fps: of a video file: sample at this rate instead; of frames and pictures: their rate (default: 1).
+
+    Raises:
+        InputError: there is nothing to read, it does not decode, or the numbers make no sense.
+    """
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    _check_sampling(num_frames, fps)
+    if not paths:
+        raise InputError("no input: expected a video file, a directory of frames, or pictures")
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+    if len(paths) == 1 and not paths[0].is_dir() and not is_picture(paths[0]):
+        clip = _load_video(paths[0], num_frames, fps)
+    else:
+        clip = _load_pictures(paths, num_frames, fps)
+    try:
+        check_aspect_ratio(*clip.shape)
+    except ValueError as error:
+        raise InputError(f"{paths[0]}: {error}") from None
+    for note in clip.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return clip
+
+
+def frame_size(
+    clip: Clip,
+    size: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> tuple[int, int]:
+    """The size at which the model sees a clip.
+
+    Args:
+        clip: its first frame decides.
+        size: height and width to use as they are.
+        max_pixels, min_pixels: bounds of the area for Qwen's own rule (default: 308·308 and 56·56).
+
+    Raises:
+        InputError: a side is no multiple of 28 (the message names the nearest), or the bounds make no sense.
+    """
+    try:
+        if size is not None:
+            return check_size(*size)
+        most = MAX_PIXELS if max_pixels is None else max_pixels
+        least = min(MIN_PIXELS, most) if min_pixels is None else min_pixels
+        return smart_resize(*clip.shape, min_pixels=least, max_pixels=most)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _check_sampling(num_frames: int | None, fps: float | None) -> None:
+    if num_frames is not None and fps is not None:
+        raise InputError("--num-frames and --fps: give one of them")
+    if num_frames is not None and num_frames < 1:
+        raise InputError(f"--num-frames {num_frames}: expected at least 1")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"--fps {fps}: expected a number above 0")
+
+
+def _load_video(path: Path, num_frames: int | None, fps: float | None) -> Clip:
+    video = VideoFile(path)
+    notes = []
+    if dropped := video.drop_undecodable():
+        notes.append(f"{path}: holds {video.count + dropped} frames, of which the first {video.count} decode")
+    indices, sample_fps = sample_frames(video.count, video.fps, num_frames, fps)
+    wanted = num_frames if num_frames or fps else NUM_FRAMES
+    if wanted and len(indices) != wanted:
+        notes.append(f"{path}: {len(indices)} of {video.count} frames are taken (even counts only)")
+    frames = VideoFrames(video, indices)
+    return Clip(frames, "video", (path,), indices, sample_fps, video.shape, tuple(notes))
+
+
+def _load_pictures(paths: list[Path], num_frames: int | None, fps: float | None) -> Clip:
+    whole_directory = len(paths) == 1 and paths[0].is_dir()
+    files = list_pictures(paths[0]) if whole_directory else sorted(paths, key=lambda path: (path.name, path))
+    others = [path for path in files if path.is_dir() or not is_picture(path)]
+    if others:
+        raise InputError(f"{others[0]}: expected one video, one directory, or only pictures, not a mixture")
+    shapes = [picture_shape(path) for path in files]
+    notes = []
+    if num_frames is not None:
+        notes.append(f"--num-frames is for video files: all {len(files)} pictures are taken")
+    if len(set(shapes)) > 1:
+        other = next(index for index, shape in enumerate(shapes) if shape != shapes[0])
+        notes.append(
+            f"pictures of {len(set(shapes))} sizes ({files[0].name} {shapes[0][0]}x{shapes[0][1]}, {files[other].name} "
+            f"{shapes[other][0]}x{shapes[other][1]}): all are resized to the size that fits the first"
+        )
+    kind = "frames" if whole_directory else "images"
+    rate = DEFAULT_FPS if fps is None else float(fps)
+    indices = tuple(range(len(files)))
+    return Clip(PictureFrames(tuple(files)), kind, tuple(paths), indices, rate, shapes[0], tuple(notes))
+
+
+def list_pictures(directory: Path) -> list[Path]:
+    """The pictures in a directory, in name order (as text: write 02, not 2, before 10).
+
+    Raises:
+        InputError: there are none.
+    """
+    files = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
+    files = [path for path in files if not path.name.startswith(".")]
+    if not files:
+        raise InputError(
+            f"{directory}: no pictures in it ({', '.join(sorted(PICTURES))}); a video is given by its file"
+        )
+    return files
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is to be read as a picture: by its suffix, or by its content when that is unknown."""
+    suffix = path.suffix.lower()
+    if suffix in PICTURES | VIDEOS or not path.is_file():
+        return suffix in PICTURES
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def picture_shape(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as it is seen, from its header.
+
+    Raises:
+        InputError: it is no picture that Pillow reads.
+    """
+    with _picture_errors(path), Image.open(path) as image:
+        return frame_shape(image)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A decoded picture, in the mode and orientation in which it is stored.
+
+    Raises:
+        InputError: it does not decode.
+    """
+    with _picture_errors(path):
+        image = Image.open(path)
+        image.load()
+        return image
+
+
+@contextmanager
+def _picture_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no picture in a known format" if "cannot identify" in str(error) else str(error)
+        raise InputError(f"{path}: does not decode as a picture ({reason}); replace or remove it") from None

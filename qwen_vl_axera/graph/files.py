@@ -1,0 +1,71 @@
+"""Graph files: written, read without their weights, and what they say about themselves."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qwen_vl_axera.contract import CAPTURE, GraphSpec, graph_stem
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.oracle.record import read_capture
+
+METADATA_PREFIX = "qwen_vl_axera."
+
+
+def write_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model, atomically and with the same bytes for the same model."""
+    with atomic_write(path) as file:
+        file.write(model.SerializeToString(deterministic=True))
+
+
+def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
+    """What `export.py` wrote about a model; empty for a foreign one."""
+    return {
+        entry.key.removeprefix(METADATA_PREFIX): json.loads(entry.value)
+        for entry in model.metadata_props
+        if entry.key.startswith(METADATA_PREFIX)
+    }
+
+
+def video_stems(name: str, workdir: Path) -> list[str]:
+    """The stems under which the graph for the captured clip may be: exported alone, or as one size among several."""
+    captured = (Path(workdir) / CAPTURE).is_file()
+    return [graph_stem(name, "video", size) for size in (None, *([read_capture(workdir).size] if captured else []))]
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Reads a graph without its external data.
+
+    Raises:
+        InputError: it is missing or no ONNX model.
+    """
+    from google.protobuf.message import DecodeError
+
+    if not Path(path).is_file():
+        raise InputError(f"{path} is missing: run export.py first")
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except DecodeError:
+        raise InputError(f"{path}: not an ONNX model (truncated?)") from None
+    if not model.graph.node:
+        raise InputError(f"{path}: not an ONNX model (it has no nodes)")
+    return model
+
+
+def read_spec(model: onnx.ModelProto, path: Path) -> GraphSpec:
+    """What a graph was exported for.
+
+    Args:
+        model: the graph.
+        path: of its file, for messages.
+
+    Raises:
+        InputError: it was not written by `export.py`.
+    """
+    try:
+        return GraphSpec.from_metadata(read_metadata(model))
+    except InputError as error:
+        raise InputError(f"{path}: no vision graph of export.py: {error}") from None

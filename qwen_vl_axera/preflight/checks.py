@@ -1,0 +1,70 @@
+"""A check's outcome, and the table of many."""
+
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from qwen_vl_axera.errors import CheckFailed, InputError
+
+Status = Literal["ok", "warning", "failed"]
+MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
+WIDTH = 110  # characters of a line
+SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        name: what was looked at.
+        status: "ok", "warning" (the build may start) or "failed" (it must not).
+        detail: what was found.
+        remedy: what to do; empty when nothing is.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def guarded(name: str, remedy: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+    """The checks that a function yields, closed by a failed one where it cannot go on.
+
+    Files from elsewhere can be malformed in more ways than are foreseen, and the table must still come.
+    """
+    try:
+        yield from check()
+    except (InputError, CheckFailed) as error:
+        yield Check(name, "failed", str(error), remedy)
+    except OSError as error:
+        yield Check(name, "failed", f"{error.filename or name}: {error.strerror or error}", remedy)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        yield Check(name, "failed", f"malformed ({type(error).__name__}: {error})", remedy)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def report(checks: Iterable[Check]) -> dict[str, Any]:
+    """What `preflight.py --json` prints."""
+    checks = list(checks)
+    return {"passed": all(check.status != "failed" for check in checks), "checks": [asdict(check) for check in checks]}
+
+
+def table(checks: Iterable[Check]) -> str:
+    """The checks for a terminal, the remedy below each one that is not ok."""
+    lines = []
+    for check in checks:
+        first = f"{MARKS[check.status]:<8}{check.name:<22} "
+        indent = " " * len(first)
+        lines += textwrap.wrap(first + check.detail, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        if check.remedy and check.status != "ok":
+            lines += textwrap.wrap(
+                f"{indent}-> {check.remedy}", WIDTH, subsequent_indent=f"{indent}   ", break_on_hyphens=False
+            )
+    return "\n".join(lines)

@@ -1,0 +1,285 @@
+"""Is everything in place for the NPU compiler? Nothing expensive starts that can't finish.
+
+What is checked can be known before; what the compiler itself needs in memory and on disk is not documented, and
+the numbers below that say so are inferences.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
+from qwen_vl_axera.checkpoint.expected import text_tensors
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.compiler.coherence import Target, coherence_problems
+from qwen_vl_axera.compiler.pulsar2 import version
+from qwen_vl_axera.compiler.schema import BuildConfig, load_config
+from qwen_vl_axera.compiler.tool import VARIABLE, find_tool
+from qwen_vl_axera.contract import (
+    ARCHIVE,
+    CALIB,
+    CALIB_MANIFEST,
+    CAPTURE,
+    INPUTS,
+    KV_CACHE_LEN,
+    PREFILL_LEN,
+    GraphSpec,
+    graph_stem,
+)
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_json
+from qwen_vl_axera.graph.files import video_stems
+from qwen_vl_axera.oracle.record import read_capture
+from qwen_vl_axera.preflight.archive import Archive, archive_checks, read_archive
+from qwen_vl_axera.preflight.checkpoint import checkpoint_checks
+from qwen_vl_axera.preflight.checks import Check, guarded
+from qwen_vl_axera.preflight.graph import external_bytes, graph_checks
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
+
+CHUNK = 128  # tokens by which a prefill length usually grows
+ANSWER = 128  # tokens that should be left for an answer
+
+# Reported: builds below it are killed silently at a high --parallel.
+MEMORY_REPORTED = 32 * 10**9  # bytes
+# Inferences. The vision build holds the float32 graph and works on copies of it; an axmodel keeps weights in
+# 8 bits, a quarter of the graph's; a language-model layer keeps them in 8 bits, half of the checkpoint's, and
+# intermediate files take as much again.
+GRAPH_COPIES = 4
+LAYER_FILES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be built.
+
+    Attributes:
+        checkpoint: its directory.
+        workdir: what the steps before left.
+        config: the build configuration; None: the repository's, as the graph's input needs it.
+        graph: the ONNX file; None: what export.py wrote.
+        prompt: the question.
+        prefill_len: tokens of one prefill run.
+        kv_cache_len: tokens of the cache.
+        last_kv_cache_len: with several, the largest bounds the prompt.
+        tool: where the compiler is, as in PULSAR2; None: PATH.
+    """
+
+    checkpoint: Path
+    workdir: Path
+    config: Path | None = None
+    graph: Path | None = None
+    prompt: str = ""
+    prefill_len: int = PREFILL_LEN
+    kv_cache_len: int = KV_CACHE_LEN
+    last_kv_cache_len: Sequence[int] = ()
+    tool: str | None = None
+
+
+class Preflight:
+    """Runs the checks of a plan. What one finds, the next ones use."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.workdir = plan, Path(plan.workdir)
+        self.checkpoint: Checkpoint | None = None
+        self.graph: Path | None = None
+        self.spec: GraphSpec | None = None
+        self.input_shape: tuple[int, ...] | None = None
+        self.tensor_names: frozenset[str] | None = None
+        self.graph_bytes = 0  # weights included
+        self.config: BuildConfig | None = None
+        self.archive: Archive | None = None
+
+    def run(self) -> Iterator[Check]:
+        """Every check, in the order of the chain.
+
+        Raises:
+            InputError: the checkpoint or the work directory is no directory at all.
+        """
+        for path, what in ((self.plan.checkpoint, "a Qwen2.5-VL checkpoint"), (self.workdir, "the steps' files")):
+            if not path.is_dir():
+                raise InputError(f"{path}: expected a directory with {what}, found none")
+        yield from guarded("checkpoint", "download the checkpoint again", self._checkpoint)
+        yield from guarded("graph", "run export.py CKPT video", self._graph)
+        yield from guarded("config", "correct the file", self._load_config)
+        yield from guarded("archive", "run get_calib.py", self._archive)
+        yield from guarded("config", "correct the file", self._coherence)
+        yield from guarded("prompt", "", self._prompt)
+        yield from guarded("disk", "", self._disk)
+        yield from guarded("memory", "", self._memory)
+        yield from guarded("compiler", f"correct {VARIABLE}", self._compiler)
+
+    def _checkpoint(self) -> Iterator[Check]:
+        self.checkpoint = Checkpoint(self.plan.checkpoint)
+        yield from checkpoint_checks(self.checkpoint)
+
+    def _graph(self) -> Iterator[Check]:
+        from qwen_vl_axera.graph.files import load_graph, read_metadata, read_spec
+
+        self.graph = self.plan.graph or find_graph(self.plan.checkpoint.resolve().name, self.workdir)
+        model = load_graph(self.graph)
+        self.spec = read_spec(model, self.graph)
+        if model.graph.input:
+            self.input_shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
+        names = [node.name for node in model.graph.node]
+        names += [name for node in model.graph.node for name in (*node.input, *node.output)]
+        self.tensor_names = frozenset(names)
+        self.graph_bytes = self.graph.stat().st_size + external_bytes(model)
+        if self.checkpoint:
+            yield from graph_checks(self.checkpoint, model, self.spec, read_metadata(model), self.graph)
+
+    @property
+    def contract(self) -> str:
+        return self.spec.input if self.spec else INPUTS[0]
+
+    def _load_config(self) -> Iterator[Check]:
+        path = self.plan.config or CONFIGS[self.contract]
+        self.config = load_config(path)
+        yield Check("config schema", "ok", f"{path.name}: every field is known")
+
+    def _archive(self) -> Iterator[Check]:
+        entries = self.config.quant.input_configs if self.config else []
+        path = self.workdir / (entries[0].calibration_dataset if entries else f"{CALIB}/{ARCHIVE}")
+        if not path.is_file():
+            yield Check("archive", "failed", f"{path} is missing", "run get_calib.py")
+            return
+        self.archive = read_archive(path, self._size(path))
+        yield from archive_checks(self.archive, self.contract, self.input_shape, path)
+
+    def _size(self, archive: Path) -> tuple[int, int] | None:
+        if self.spec:
+            return self.spec.size
+        manifest = archive.parent / CALIB_MANIFEST
+        return tuple(read_json(manifest)["size"]) if manifest.is_file() else None
+
+    def _coherence(self) -> Iterator[Check]:
+        if self.config is None:
+            return
+        archive = self.archive
+        target = Target(
+            contract=self.contract,
+            sample_format=archive.format if archive else "image" if self.contract == "normalized" else "numpy",
+            sample_values=archive.values if archive and archive.values in ("pixels", "normalized") else self.contract,
+            num_samples=archive.num_samples if archive else None,
+            tensor_names=self.tensor_names,
+            graph_bytes=self.graph_bytes,
+        )
+        problems = coherence_problems(self.config, target)
+        for problem in problems:
+            status = "failed" if problem.fatal else "warning"
+            yield Check(f"config: {problem.name}", status, f"{problem.where}: {problem.symptom}", problem.remedy)
+        if not any(problem.fatal for problem in problems):
+            yield Check("config coherence", "ok", f"fits a graph of {self.contract} and the archive")
+
+    def _prompt(self) -> Iterator[Check]:
+        from qwen_vl_axera.fidelity.chat import DESCRIBE, prompt_token_count
+
+        plan = self.plan
+        if not (self.workdir / CAPTURE).is_file():
+            remedy = "run run_video_by_sec.py CKPT --video PATH"
+            yield Check("prompt", "warning", f"not counted: no {CAPTURE} says how long the clip is", remedy)
+            return
+        capture = read_capture(self.workdir)
+        count = prompt_token_count(plan.checkpoint, plan.prompt or DESCRIBE, capture.num_tokens)
+        room = max([plan.prefill_len, *plan.last_kv_cache_len])
+        detail = f"{count} tokens, {capture.num_tokens} of them visual"
+        if count > room:
+            detail += f", do not fit the prefill of {room}"
+            yield Check(
+                "prompt", "failed", detail, f"set PREFILL_LEN={math.ceil(count / CHUNK) * CHUNK} or take fewer frames"
+            )
+        else:
+            yield Check("prompt", "ok", f"{detail}, fit the prefill of {room}")
+        left = plan.kv_cache_len - count
+        if left < 0 or room > plan.kv_cache_len:
+            detail = f"{max(count, room)} tokens do not fit {plan.kv_cache_len}"
+        elif left < ANSWER:
+            detail = f"{left} of {plan.kv_cache_len} tokens are left for the answer"
+        else:
+            yield Check("kv cache", "ok", f"{left} of {plan.kv_cache_len} tokens are left for the answer")
+            return
+        enough = math.ceil((max(count, room) + ANSWER + 1) / CHUNK) * CHUNK - 1
+        status = "warning" if detail.endswith("answer") else "failed"
+        yield Check("kv cache", status, detail, f"set KV_CACHE_LEN={enough}")
+
+    def _disk(self) -> Iterator[Check]:
+        graph = self.graph_bytes
+        layers = self._language_bytes() // 2 * LAYER_FILES
+        likely, certain = GRAPH_COPIES * graph + layers, graph // 4 + layers // LAYER_FILES
+        free = shutil.disk_usage(self.workdir).free
+        detail = f"{_gb(free)} free in the work directory; the builds take about {_gb(likely)} (an inference)"
+        remedy = "free some, or set WORKDIR and OUT to another file system"
+        if free < certain:
+            yield Check("disk", "failed", f"{detail}, and {_gb(certain)} for the compiled files alone", remedy)
+        else:
+            yield Check("disk", "ok" if free >= likely else "warning", detail, "" if free >= likely else remedy)
+
+    def _language_bytes(self) -> int:
+        """Bytes of the language model in 16 bits."""
+        config = load_checkpoint_config(self.plan.checkpoint)
+        return sum(2 * math.prod(shape) for shape in text_tensors(config.text).values())
+
+    def _memory(self) -> Iterator[Check]:
+        total, available = memory()
+        if total is None:
+            yield Check("memory", "warning", "its size is unknown on this system", "make sure of 32 GB")
+            return
+        detail = f"{_gb(available)} of {_gb(total)} available"
+        if available < self.graph_bytes:
+            remedy = "use a larger machine, or end other programs"
+            yield Check("memory", "failed", f"{detail}; the graph alone takes {_gb(self.graph_bytes)}", remedy)
+        elif total < MEMORY_REPORTED:
+            detail += f"; llm_build was reported killed below {_gb(MEMORY_REPORTED)} at a high PARALLEL"
+            yield Check("memory", "warning", detail, "set PARALLEL=4 or less, and do not build twice at a time")
+        else:
+            yield Check("memory", "ok", detail)
+
+    def _compiler(self) -> Iterator[Check]:
+        tool = find_tool(self.plan.tool)
+        if tool:
+            yield Check("compiler", "ok", f"{tool.name}: {version(tool)}")
+        else:
+            remedy = f"set {VARIABLE} to a command or docker:IMAGE; the host steps do without"
+            yield Check("compiler", "warning", tool.name, remedy)
+
+
+def find_graph(name: str, workdir: Path) -> Path:
+    """The graph that export.py wrote for Pulsar2: of one size, or of the captured one among several.
+
+    Raises:
+        InputError: there is none.
+    """
+    stems = [*video_stems(name, workdir), graph_stem(name, "image")]
+    for stem in stems:
+        if (workdir / f"{stem}.onnx").is_file():
+            return workdir / f"{stem}.onnx"
+    raise InputError(f"{workdir / stems[0]}.onnx is missing")
+
+
+def memory() -> tuple[int | None, int]:
+    """Total and available memory in bytes, swap left out; a container's limit counts. (None, 0) where unknown."""
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+        total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        return None, 0
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return total, available
+    return min(total, limit), min(available, max(limit - used, 0))
+
+
+def plan_from_environment(**given) -> Plan:
+    """A plan with the compiler that the environment names."""
+    return Plan(**given, tool=os.environ.get(VARIABLE))
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

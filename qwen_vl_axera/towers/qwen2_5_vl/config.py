@@ -1,0 +1,149 @@
+"""The tower's shape as `vision_config` of config.json has it, and the tensors that follow from it.
+
+Two spellings are in use: `in_chans` (the hub) and `in_channels` (transformers).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_field
+
+ROPE_THETA = 10000.0  # a constant in every released model
+# What preprocess.py makes, on the host and on the board: another patch is another program.
+FIXED = {
+    "patch_size": PATCH_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+    "spatial_merge_size": MERGE_SIZE,
+    "in_channels": CHANNELS,
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower's shape. Lengths in pixels or patches as named; `window_size` in pixels."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    fullatt_block_indexes: tuple[int, ...]
+    patch_size: int = PATCH_SIZE
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE
+    spatial_merge_size: int = MERGE_SIZE
+    window_size: int = 112
+    in_channels: int = CHANNELS
+    tokens_per_second: int = 2
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def factor(self) -> int:
+        """Pixels per merged token and axis: image sides are multiples of it."""
+        return self.patch_size * self.spatial_merge_size
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches per merged token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def patch_pixels(self) -> int:
+        """Pixels of one patch over its temporal slots: 392 = 2·14·14."""
+        return self.temporal_patch_size * self.patch_size**2
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches for a size (height, width) in pixels.
+
+        Raises:
+            InputError: a side is no positive multiple of `factor`.
+        """
+        if any(side < self.factor or side % self.factor for side in size):
+            nearest = " ".join(str(max(1, round(side / self.factor)) * self.factor) for side in size)
+            raise InputError(f"size {size[0]} {size[1]}: expected multiples of {self.factor}; the nearest is {nearest}")
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    def input_shape(self, size: tuple[int, int], uint8: bool = False) -> tuple[int, ...]:
+        """Of the graph's input: (1, 3, S, 392), or (1, S, 392, 3) as uint8."""
+        rows, columns = self.grid(size)
+        patches = rows * columns, self.patch_pixels
+        return (1, *patches, self.in_channels) if uint8 else (1, self.in_channels, *patches)
+
+    def output_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of the graph's output: (S/4, out_hidden)."""
+        rows, columns = self.grid(size)
+        return rows * columns // self.merge_unit, self.out_hidden_size
+
+
+def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
+    """Reads `vision_config`.
+
+    Args:
+        path: of config.json, for messages.
+        raw: the object.
+
+    Raises:
+        InputError: a field is absent or of the wrong kind, or the shape is none that can be converted.
+    """
+    get = lambda name, kind=int, default=None: read_field(path, raw, name, kind, default, "vision_config.")  # noqa: E731
+    blocks = get("fullatt_block_indexes", list, [7, 15, 23, 31])
+    config = VisionConfig(
+        depth=get("depth"),
+        hidden_size=get("hidden_size"),
+        intermediate_size=get("intermediate_size"),
+        num_heads=get("num_heads"),
+        out_hidden_size=get("out_hidden_size"),
+        fullatt_block_indexes=tuple(blocks),
+        patch_size=get("patch_size", default=PATCH_SIZE),
+        temporal_patch_size=get("temporal_patch_size", default=TEMPORAL_PATCH_SIZE),
+        spatial_merge_size=get("spatial_merge_size", default=MERGE_SIZE),
+        window_size=get("window_size", default=112),
+        in_channels=get("in_channels" if "in_channels" in raw else "in_chans", default=CHANNELS),
+        tokens_per_second=get("tokens_per_second", default=2),
+    )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(f"{path}: vision_config.hidden_act is {raw['hidden_act']!r}, only 'silu' is known")
+    for name, expected in FIXED.items():
+        found = getattr(config, name)
+        if found != expected:
+            raise InputError(f"{path}: vision_config.{name} is {found}, every released Qwen2.5-VL has {expected}")
+    if config.hidden_size % config.num_heads or config.head_dim % 4:
+        raise InputError(
+            f"{path}: vision hidden_size {config.hidden_size} over {config.num_heads} heads is no whole multiple of 4 "
+            "channels a head, which rotary angles of two axes need"
+        )
+    if config.window_size % config.factor:
+        raise InputError(f"{path}: window_size {config.window_size} is no multiple of {config.factor} pixels")
+    if any(not isinstance(block, int) or not 0 <= block < config.depth for block in blocks):
+        raise InputError(f"{path}: fullatt_block_indexes {blocks} leave the {config.depth} blocks")
+    return config
+
+
+def stored_tensors(config: VisionConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of `visual.*`, in the order of the forward pass."""
+    hidden, merged = config.hidden_size, config.hidden_size * config.merge_unit
+    kernel = config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (hidden, *kernel)}
+    for number in range(config.depth):
+        block = f"visual.blocks.{number}"
+        shapes[f"{block}.norm1.weight"] = (hidden,)
+        shapes |= _linear(f"{block}.attn.qkv", 3 * hidden, hidden)
+        shapes |= _linear(f"{block}.attn.proj", hidden, hidden)
+        shapes[f"{block}.norm2.weight"] = (hidden,)
+        shapes |= _linear(f"{block}.mlp.gate_proj", config.intermediate_size, hidden)
+        shapes |= _linear(f"{block}.mlp.up_proj", config.intermediate_size, hidden)
+        shapes |= _linear(f"{block}.mlp.down_proj", hidden, config.intermediate_size)
+    shapes["visual.merger.ln_q.weight"] = (hidden,)
+    shapes |= _linear("visual.merger.mlp.0", merged, merged)
+    shapes |= _linear("visual.merger.mlp.2", config.out_hidden_size, merged)
+    return shapes
+
+
+def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}

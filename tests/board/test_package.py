@@ -1,0 +1,431 @@
+"""package_model.py, run as a user would: on the host, and alone on the board."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from qwen_vl_axera.board.settings import board_fps
+from qwen_vl_axera.oracle.record import Capture
+from tests.conftest import ROOT
+from tests.tiny import make_tiny
+
+LAYERS = 2
+RUNTIME_REQUIRED = (
+    "model_name", "tokenizer_type", "url_tokenizer_model", "template_filename_axmodel", "axmodel_num",
+    "filename_post_axmodel", "filename_tokens_embed", "tokens_embed_num", "tokens_embed_size",
+)  # fmt: skip
+POST_REQUIRED = {
+    "enable_temperature", "temperature", "enable_repetition_penalty", "repetition_penalty", "penalty_window",
+    "enable_top_p_sampling", "top_p", "enable_top_k_sampling", "top_k",
+}  # fmt: skip
+
+
+def capture(fps: float = 4.0, size: tuple[int, int] = (168, 168)) -> Capture:
+    grid = (4, size[0] // 14, size[1] // 14)
+    return Capture(size, grid, "frames", ["clip"], list(range(8)), fps, 2 / fps, "tiny", {})
+
+
+def write_capture(workdir: Path, **fields) -> None:
+    (workdir / "capture.json").write_text(json.dumps(asdict(capture(**fields))))
+
+
+def build_layers(out: Path, prefill: int = 512, numbers=range(LAYERS)) -> None:
+    """Stands in for `pulsar2 llm_build`."""
+    out.mkdir(exist_ok=True)
+    for number in numbers:
+        (out / f"qwen2_5_vl_p{prefill}_l{number}_together.axmodel").write_bytes(b"layer %d" % number)
+    (out / "qwen2_5_vl_post.axmodel").write_bytes(b"post")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("package") / "my 模型 [3B] it's")
+
+
+@pytest.fixture
+def place(tmp_path, model, run_script):
+    """A work directory with a capture, an empty OUT, and the script."""
+
+    class Place:
+        name, work, out = model.name, tmp_path / "work dir", tmp_path / "out 目录"
+
+        def package(self, *flags, ckpt: Path = model):
+            return run_script("package_model.py", ckpt, self.out, "--workdir", self.work, *flags)
+
+        def check(self, directory: Path | None = None, *flags):
+            return run_script("package_model.py", "--check", directory or self.out, *flags)
+
+        def manifest(self) -> dict:
+            return json.loads((self.out / "manifest.json").read_text(encoding="utf-8"))
+
+        def build_all(self) -> None:
+            build_layers(self.out)
+            (self.out / f"{self.name}_vision.axmodel").write_bytes(b"vision")
+
+    place = Place()
+    place.work.mkdir()
+    write_capture(place.work)
+    return place
+
+
+def refused(done, code: int, *words: str) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_before_the_build(place, model):
+    done = place.package()
+    assert done.returncode == 0, done.stderr
+    for path in model.glob("*.json"):
+        assert (place.out / path.name).read_bytes() == path.read_bytes()
+    assert (place.out / "merges.txt").is_file()
+    assert (place.out / "model.embed_tokens.weight.bfloat16.bin").stat().st_size == 2 * 512 * 48
+    assert not list(place.out.rglob("*.safetensors")) and not list(place.out.rglob("*.tmp"))
+    manifest = place.manifest()
+    layers = [f"qwen2_5_vl_p512_l{number}_together.axmodel" for number in range(LAYERS)]
+    assert manifest["missing"] == sorted([*layers, "qwen2_5_vl_post.axmodel", f"{model.name}_vision.axmodel"])
+    assert not manifest["complete"]
+    assert "pulsar2 llm_build" in done.stdout
+    assert place.package("--require-complete").returncode == 1
+    assert place.check().returncode == 0
+    assert place.check(None, "--require-complete").returncode == 1
+
+
+def test_after_the_build(place, model):
+    build_layers(place.out)
+    (place.work / "build-output").mkdir()
+    (place.work / "build-output" / f"{model.name}_vision.axmodel").write_bytes(b"vision")
+    done = place.package("--require-complete")
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = place.manifest()
+    assert (manifest["complete"], manifest["missing"]) == (True, [])
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    there = {p.relative_to(place.out).as_posix(): p for p in place.out.rglob("*") if p.is_file()}
+    assert listed.keys() == there.keys() - {"manifest.json"}
+    assert list(listed) == sorted(listed)
+    for name, entry in listed.items():
+        data = there[name].read_bytes()
+        assert (entry["bytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    before = (place.out / "manifest.json").read_bytes()
+    assert place.package().returncode == 0
+    assert (place.out / "manifest.json").read_bytes() == before
+
+
+def test_runtime_settings_resolve_to_the_files(place, model):
+    place.build_all()
+    assert place.package().returncode == 0
+    directory = place.out / "video168x168"
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert all(config[key] not in ("", None) for key in RUNTIME_REQUIRED)
+    assert (config["tokenizer_type"], config["vlm_type"]) == ("Qwen3VL", "Qwen2_5VL")
+    assert (config["axmodel_num"], config["tokens_embed_num"], config["tokens_embed_size"]) == (LAYERS, 512, 48)
+    assert (config["vision_height"], config["vision_width"]) == (168, 168)
+    assert (config["vision_fps"], config["vision_tokens_per_second"]) == (4, 2)
+    assert config["template_filename_axmodel"].count("%d") == 1
+    keys = ("url_tokenizer_model", "filename_post_axmodel", "filename_tokens_embed", "filename_image_encoder_axmodel")
+    names = [config[key] for key in keys] + [config["template_filename_axmodel"] % n for n in range(LAYERS)]
+    for name in [*names, config["post_config_path"]]:
+        assert (directory / name).is_file(), name
+    post = json.loads((directory / "post_config.json").read_text())
+    assert post.keys() == POST_REQUIRED
+    assert not any(value for key, value in post.items() if key.startswith("enable_"))
+    # The hub's own file keeps its name at the top.
+    assert json.loads((place.out / "config.json").read_text())["model_type"] == "qwen2_5_vl"
+    assert not [path for path in directory.iterdir() if path.is_dir()]
+
+
+def test_several_sizes_and_pictures(place, model):
+    stem = f"{model.name}_vision"
+    place.out.mkdir()
+    for name in (f"{stem}_168x168", f"{stem}_140x252", f"{stem}_image"):
+        (place.out / f"{name}.axmodel").write_bytes(b"vision")
+    (place.out / "other_vision_56x56.axmodel").write_bytes(b"another model's")
+    (place.work / f"{stem}_140x252_uint8.onnx").write_bytes(b"for ONNX Runtime only")
+    assert place.package().returncode == 0
+    configs = {p.parent.name: json.loads(p.read_text()) for p in place.out.glob("*/config.json")}
+    encoders = {name: config["filename_image_encoder_axmodel"] for name, config in configs.items()}
+    assert encoders == {
+        "video168x168": f"../{stem}_168x168.axmodel",
+        "video140x252": f"../{stem}_140x252.axmodel",
+        "image448x448": f"../{stem}_image.axmodel",
+    }
+    assert (configs["video140x252"]["vision_height"], configs["video140x252"]["vision_width"]) == (140, 252)
+
+
+def test_a_plain_name_takes_the_graphs_size(place, model, run_script):
+    assert run_script("export.py", model, "image", "--size", "56", "84", "--workdir", place.work).returncode == 0
+    done = place.package()
+    assert done.returncode == 0, done.stderr
+    assert (place.out / "image56x84" / "config.json").is_file()
+    assert f"{model.name}_vision_image.axmodel" in place.manifest()["missing"]
+
+
+def test_one_size_under_two_names(place, model, run_script):
+    """A graph that was exported of that size under the other name must not hide the compiled model."""
+    assert run_script("export.py", model, "image", "--size", "56", "84", "--workdir", place.work).returncode == 0
+    place.out.mkdir()
+    (place.out / f"{model.name}_vision_image_56x84.axmodel").write_bytes(b"vision")
+    assert place.package().returncode == 0
+    config = json.loads((place.out / "image56x84" / "config.json").read_text())
+    assert config["filename_image_encoder_axmodel"] == f"../{model.name}_vision_image_56x84.axmodel"
+    assert f"{model.name}_vision_image.axmodel" not in place.manifest()["missing"]
+
+
+def test_a_missing_layer_is_named(place):
+    place.build_all()
+    (place.out / "qwen2_5_vl_p512_l1_together.axmodel").unlink()
+    done = place.package("--require-complete")
+    assert done.returncode == 1
+    assert "qwen2_5_vl_p512_l1_together.axmodel" in done.stdout
+    assert place.manifest()["missing"] == ["qwen2_5_vl_p512_l1_together.axmodel"]
+
+
+def test_prefill_length_comes_from_the_names(place):
+    build_layers(place.out, prefill=640)
+    assert place.package().returncode == 0
+    (place.out / f"{place.name}_vision.axmodel").write_bytes(b"vision")
+    assert place.package("--require-complete").returncode == 0
+    config = json.loads((place.out / "video168x168" / "config.json").read_text())
+    assert config["template_filename_axmodel"] == "../qwen2_5_vl_p640_l%d_together.axmodel"
+    build_layers(place.out, prefill=128)
+    refused(place.package(), 2, "128 (2 layers), 640 (2 layers)", "--prefill-len")
+    assert place.package("--prefill-len", "128", "--require-complete").returncode == 0
+    refused(place.package("--prefill-len", "0"), 2, "--prefill-len 0")
+
+
+def test_layers_of_a_larger_model(place):
+    build_layers(place.out, numbers=range(LAYERS + 1))
+    refused(place.package(), 1, "_l2_", "has 2 layers")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl_p512_l0_together.axmodel", "qwen2_5_vl_post.axmodel", "VISION"])
+def test_an_empty_model(place, name):
+    place.build_all()
+    name = name.replace("VISION", f"{place.name}_vision.axmodel")
+    (place.out / name).write_bytes(b"")
+    refused(place.package(), 1, name, "empty")
+
+
+def test_embeddings_truncated_or_of_another_model(place):
+    assert place.package().returncode == 0
+    path = place.out / "model.embed_tokens.weight.bfloat16.bin"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2])
+    refused(place.package(), 1, "49150 bytes", "extract_embedding.py")
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused(place.package(), 1, "not this checkpoint's")
+
+
+def test_hub_cache_links_are_followed(place, model, tmp_path):
+    cache, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    cache.mkdir()
+    snapshot.mkdir()
+    for number, path in enumerate(sorted(model.iterdir())):
+        shutil.copy(path, cache / str(number))
+        (snapshot / path.name).symlink_to(cache / str(number))
+    assert place.package(ckpt=snapshot).returncode == 0
+    assert not any(path.is_symlink() for path in place.out.rglob("*"))
+    assert (place.out / "config.json").read_bytes() == (model / "config.json").read_bytes()
+    (snapshot / "preprocessor_config.json").unlink()
+    (snapshot / "preprocessor_config.json").symlink_to(cache / "gone")
+    refused(place.package(ckpt=snapshot), 2, "preprocessor_config.json")
+
+
+def test_without_a_tokenizer(place, model, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in [*model.glob("*.safetensors"), model / "config.json", model / "model.safetensors.index.json"]:
+        shutil.copy(path, bare)
+    assert place.package(ckpt=bare).returncode == 0
+    assert "tokenizer.json" in place.manifest()["missing"]
+    (bare / "tokenizer.json").write_text("{}")
+    refused(place.package(ckpt=bare), 2, "tokenizer.json")
+
+
+def test_bad_directories(place, model, tmp_path, run_script):
+    refused(run_script("package_model.py", model, model, "--workdir", place.work), 2, "checkpoint itself")
+    refused(run_script("package_model.py", model, model / "config.json"), 2, "found a file")
+    refused(run_script("package_model.py", model, place.out, "--workdir", tmp_path / "absent"), 2, "absent")
+    refused(run_script("package_model.py", tmp_path / "absent", place.out), 2, "absent")
+    refused(run_script("package_model.py", model), 2, "OUT_DIR")
+    refused(run_script("package_model.py", model, place.out, "--check", place.out), 2, "--check")
+    assert not place.out.exists()
+
+
+def test_a_capture_that_is_no_capture(place, model):
+    place.build_all()
+    (place.work / "capture.json").write_text("{")
+    refused(place.package(), 2, "capture.json")
+    write_capture(place.work, fps=-1.0)
+    refused(place.package(), 2, "sample_fps")
+    (place.work / "capture.json").unlink()
+    refused(place.package(), 2, "run_video_by_sec.py")
+
+
+@pytest.mark.parametrize(("rate", "expected", "rounded"), [(1.0, 1, False), (2.0004, 2, False), (29.97, 30, True),
+                                                            (0.1, 1, True), (2.5, 2, True)])  # fmt: skip
+def test_frame_rates(rate, expected, rounded):
+    fps, warning = board_fps(capture(fps=rate))
+    assert fps == expected
+    assert bool(warning) == rounded
+
+
+def test_warnings(place):
+    write_capture(place.work, fps=0.4)
+    place.out = place.out.with_name("50% out")
+    place.build_all()
+    assert place.package().returncode == 0
+    write_capture(place.work, fps=0.4, size=(140, 252))
+    done = place.package()
+    assert "0.4 fps" in done.stdout
+    assert "'%'" in done.stdout
+    assert "video168x168/ is left" in done.stdout
+
+
+# Checking a copy
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory, model, run_script) -> Path:
+    root = tmp_path_factory.mktemp("complete")
+    write_capture(root)
+    out = root / "包 裹"
+    build_layers(out)
+    (out / f"{model.name}_vision.axmodel").write_bytes(b"vision")
+    done = run_script("package_model.py", model, out, "--workdir", root, "--require-complete")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture
+def copy(complete, tmp_path) -> Path:
+    return Path(shutil.copytree(complete, tmp_path / "on the board 板"))
+
+
+def check_on_board(directory: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The copied script, with the standard library alone: no site packages, no project beside it."""
+    command = [sys.executable, "-I", "-S", str(directory / "package_model.py"), "--check", ".", *flags]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+
+
+def test_a_good_copy(copy, run_script):
+    for done in (check_on_board(copy, "--require-complete"), run_script("package_model.py", "--check", copy)):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "as the manifest says" in done.stdout
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def directory_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = {
+    "flipped bit": (flip, "wrong content"),
+    "truncated": (lambda path: os.truncate(path, path.stat().st_size - 1), "wrong size"),
+    "grown": (lambda path: path.write_bytes(path.read_bytes() + b"\n"), "wrong size"),
+    "absent": (Path.unlink, "missing"),
+    "directory": (directory_instead, "missing"),
+}
+FILES = (
+    "qwen2_5_vl_p512_l1_together.axmodel",
+    "model.embed_tokens.weight.bfloat16.bin",
+    "video168x168/config.json",
+    "qwen2.5_tokenizer.txt",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_copy(copy, name, damage):
+    change, words = DAMAGES[damage]
+    change(copy / name)
+    done = check_on_board(copy)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{words}: {name}")
+    assert done.stderr == ""
+
+
+def test_all_damages_are_listed(copy):
+    for name in FILES:
+        flip(copy / name)
+    done = check_on_board(copy)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == len(FILES)
+
+
+def edit_manifest(directory: Path, change) -> None:
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("field", ["bytes", "sha256"])
+def test_a_tampered_manifest(copy, field):
+    def tamper(manifest):
+        entry = manifest["files"][3]
+        entry[field] = entry[field] + 1 if field == "bytes" else "0" * 64
+
+    edit_manifest(copy, tamper)
+    assert check_on_board(copy).returncode == 1
+
+
+OUTSIDE = ("../secret", "/etc/hostname", "a/../../secret", "..", "", ".", "a\0b", 7, None, "\ud800")
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=range(len(OUTSIDE)))
+def test_paths_that_leave_the_directory(copy, path):
+    (copy.parent / "secret").write_bytes(b"")
+    entry = {"path": path, "bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    edit_manifest(copy, lambda manifest: manifest["files"].append(entry))
+    refused(check_on_board(copy), 2, "manifest.json")
+
+
+UNUSABLE = (
+    "",
+    "[]",
+    "{}",
+    "null",
+    '{"files": 1}',
+    '{"files": [1], "missing": []}',
+    '{"files": [{"path": "a"}], "missing": []}',
+    '{"files": [{"path": "a", "bytes": "1", "sha256": ""}], "missing": []}',
+    "[" * 100_000,
+    "\udcff",
+)
+
+
+@pytest.mark.parametrize("content", UNUSABLE, ids=range(len(UNUSABLE)))
+def test_an_unusable_manifest(copy, content):
+    (copy / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    refused(check_on_board(copy), 2, "manifest.json")
+
+
+def test_no_manifest_and_an_empty_one(copy):
+    edit_manifest(copy, lambda manifest: manifest.update(files=[]))
+    assert check_on_board(copy).returncode == 1
+    (copy / "manifest.json").unlink()
+    refused(check_on_board(copy), 2, "manifest.json")
+
+
+def test_on_the_board_only_the_check_works(copy):
+    command = [sys.executable, "-I", "-S", str(copy / "package_model.py"), "a", "b"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "only --check" in done.stderr
+    assert (copy / "package_model.py").read_bytes() == (ROOT / "package_model.py").read_bytes()

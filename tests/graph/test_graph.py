@@ -1,0 +1,244 @@
+"""The exported graph: against transformers in ONNX Runtime, its names, its data file, its linter."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from preprocess import MEAN, STD
+from qwen_vl_axera import contract
+from qwen_vl_axera.contract import GraphSpec
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, within
+from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.graph.export import export_vision
+from qwen_vl_axera.graph.files import read_metadata
+from qwen_vl_axera.graph.operators import lint, statistics
+from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
+from qwen_vl_axera.towers.qwen2_5_vl import module as vision
+from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
+from tests.conftest import SIZES
+
+
+@pytest.fixture(scope="module")
+def reference(tiny) -> ReferenceTower:
+    return ReferenceTower(tiny, tiny.config.vision)
+
+
+def random_patches(size, steps=1):
+    random = np.random.default_rng(sum(size))
+    return random.integers(0, 256, (steps, size[0] * size[1] // 196, 392, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("input", contract.INPUTS)
+@pytest.mark.parametrize("window_mode", contract.WINDOW_MODES)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_graph_is_transformers_tower(tiny, reference, tmp_path, size, window_mode, input):
+    patches = random_patches(size)
+    expected = reference.run(patches, (size[0] // 14, size[1] // 14))
+    exported = export_vision(tiny, tmp_path, sizes=[size], window_mode=window_mode, input=input)
+    assert len(exported) == 2
+    for item in exported:
+        figures = compare(expected, OnnxTower(item.path)(patches))
+        assert within(figures, THRESHOLDS), figures
+
+
+@pytest.mark.parametrize("opset", contract.OPSETS)
+def test_opsets(tiny, reference, tmp_path, opset):
+    patches = random_patches((140, 252))
+    exported = export_vision(tiny, tmp_path, sizes=[(140, 252)], opset=opset)
+    model = onnx.load(exported[0].path)
+    assert model.opset_import[0].version == opset
+    onnx.checker.check_model(model, full_check=True)
+    figures = compare(reference.run(patches, (10, 18)), OnnxTower(exported[0].path)(patches))
+    assert within(figures, THRESHOLDS), figures
+
+
+def test_heads_in_turns_give_the_same(tiny, reference, tmp_path, monkeypatch):
+    """Full attention over many patches takes heads in turns; three of four heads leave an uneven rest."""
+    patches = random_patches((140, 252))
+    monkeypatch.setattr(vision, "MAX_SCORES", 3 * 4 * 180**2)
+    exported = export_vision(tiny, tmp_path, sizes=[(140, 252)])
+    names = [node.name for node in onnx.load(exported[0].path, load_external_data=False).graph.node]
+    assert "blocks.1.attn.windows.0.softmax_1" in names
+    figures = compare(reference.run(patches, (10, 18)), OnnxTower(exported[0].path)(patches))
+    assert within(figures, THRESHOLDS), figures
+
+
+def test_input_and_output_are_the_contract(tiny, tmp_path):
+    float_graph, uint8_graph = export_vision(tiny, tmp_path, sizes=[(308, 308)])
+    assert float_graph.path.name == "tiny_vision.onnx"
+    assert uint8_graph.path.name == "tiny_vision_uint8.onnx"
+    for item, kind, shape in (
+        (float_graph, TensorProto.FLOAT, [1, 3, 484, 392]),
+        (uint8_graph, TensorProto.UINT8, [1, 484, 392, 3]),
+    ):
+        model = onnx.load(item.path, load_external_data=False)
+        (given,), (result,) = model.graph.input, model.graph.output
+        assert (given.name, given.type.tensor_type.elem_type) == ("hidden_states", kind)
+        assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == shape
+        assert (result.name, result.type.tensor_type.elem_type) == ("hidden_states_out", TensorProto.FLOAT)
+        assert [dim.dim_value for dim in result.type.tensor_type.shape.dim] == [121, 48]
+        locations = {entry.value for tensor in model.graph.initializer for entry in tensor.external_data[:1]}
+        assert locations == {"tiny_vision.onnx.data"}
+        assert read_metadata(model)["size"] == [308, 308]
+
+
+def test_names_follow_the_modules(tiny, tmp_path):
+    exported = export_vision(tiny, tmp_path, sizes=[(308, 308)])
+    nodes = {node.name: node for node in onnx.load(exported[0].path, load_external_data=False).graph.node}
+    for name in (
+        "patch_embed.proj",
+        "blocks.2.attn.qkv.q",
+        "blocks.2.attn.proj",
+        "blocks.2.attn.windows.2.softmax",
+        "blocks.3.mlp.down_proj",
+        "merger.mlp.2",
+    ):
+        assert nodes[name].output[0] == name
+        assert name in nodes
+    assert list(nodes["blocks.3.mlp.down_proj"].input[1:]) == [
+        "blocks.3.mlp.down_proj.weight",
+        "blocks.3.mlp.down_proj.bias",
+    ]
+
+
+def test_sizes_and_modes_share_one_data_file(tiny, tmp_path):
+    single, several, image = (tmp_path / name for name in ("single", "several", "image"))
+    for directory in (single, several, image):
+        directory.mkdir()
+    export_vision(tiny, single, sizes=[(308, 308)])
+    exported = export_vision(tiny, several, sizes=[(308, 308), (140, 252)])
+    export_vision(tiny, image, mode="image")
+    assert [item.path.name for item in exported][::2] == [
+        "tiny_vision_308x308.onnx",
+        "tiny_vision_140x252.onnx",
+    ]
+    data = [(directory / "tiny_vision.onnx.data").read_bytes() for directory in (single, several, image)]
+    assert data[0] == data[1] == data[2]
+    assert (image / "tiny_vision_image.onnx").is_file()
+
+
+def test_same_bytes_again(tiny, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        export_vision(tiny, tmp_path / name, sizes=[(140, 252)])
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_numbers_of_nodes(tiny, tmp_path):
+    """Grouped windows of one size need fewer nodes than a mask; no node may creep in unnoticed."""
+    grouped = export_vision(tiny, tmp_path, sizes=[(448, 448)])[0].statistics
+    dense = export_vision(tiny, tmp_path, sizes=[(448, 448)], window_mode="dense")[0].statistics
+    assert grouped["nodes"] < dense["nodes"]
+    per_block = 6 + 3 + 2 + 8 + 3 + 3 + 3 + 2 + 1 + 1 + 6 + 2 + 2 + 1 + 1 + 1
+    assert grouped["nodes"] == 4 * per_block + 5 + 6 + 1 + 1 + 5 + 1 + 1
+
+
+# --- the linter: each rule is shown to bite ---
+
+
+def tiny_model(*nodes, initializers=(), shape=(1, 4), output=(1, 4), opset=17, values=()):
+    return helper.make_model(
+        helper.make_graph(
+            list(nodes),
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers],
+            value_info=list(values),
+        ),
+        opset_imports=[helper.make_operatorsetid("", opset)],
+    )
+
+
+def test_a_good_graph_passes_the_linter():
+    assert lint(tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="sqrt"))) == []
+
+
+ONES = np.ones((1, 4), np.float32)
+BAD = {
+    "operator list": tiny_model(helper.make_node("Einsum", ["x"], ["y"], name="bad", equation="ij->ij")),
+    "reported broken": tiny_model(helper.make_node("Squeeze", ["x"], ["y"], name="bad")),
+    "indices must": tiny_model(
+        helper.make_node("Gather", ["x", "i"], ["y"], name="bad"),
+        initializers=[("i", np.zeros((1, 1), np.int64))],
+    ),
+    "exponent must": tiny_model(helper.make_node("Pow", ["x", "x"], ["y"], name="bad")),
+    "alpha and beta": tiny_model(
+        helper.make_node("Gemm", ["x", "w"], ["y"], name="bad", alpha=0.5),
+        initializers=[("w", np.eye(4, dtype=np.float32))],
+    ),
+    "casts only": tiny_model(helper.make_node("Cast", ["x"], ["y"], name="bad", to=TensorProto.FLOAT16)),
+    "axes must": tiny_model(helper.make_node("ReduceMean", ["x"], ["y"], name="bad")),
+    "exactly 1.0": tiny_model(helper.make_node("Mul", ["x", "one"], ["y"], name="bad"), initializers=[("one", ONES)]),
+    "should have been folded": tiny_model(
+        helper.make_node("Sqrt", ["one"], ["y"], name="bad"), initializers=[("one", ONES)]
+    ),
+    "infinite or NaN": tiny_model(
+        helper.make_node("Add", ["x", "m"], ["y"], name="bad"), initializers=[("m", ONES * -np.inf)]
+    ),
+    "breaks the board": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="a/bad")),
+    "must be unique": tiny_model(helper.make_node("Sqrt", ["x"], ["y"])),
+    "opset 11": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), opset=11),
+    "no static shape": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=("n", 4)),
+    "rank 5": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=(1, 1, 1, 1, 4)),
+    "rank 0 crashes": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=()),
+    "has no shape": tiny_model(
+        helper.make_node("Sqrt", ["x"], ["hidden"], name="bad"),
+        helper.make_node("Sqrt", ["hidden"], ["y"], name="b"),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_the_linter_refuses(message):
+    problems = lint(BAD[message])
+    assert any(message in problem for problem in problems), problems
+    named = [problem for problem in problems if message in problem]
+    assert any(word in named[0] for word in ("bad", "opset", "output y", "nodes are named")), named
+
+
+def meta_tower(tiny, size):
+    """The tower's module for a size, and where its weights will lie."""
+    config, spec = tiny.config.vision, GraphSpec("qwen2_5_vl", size)
+    module = meta_module(tiny.tower, config, tiny.tower.layout(config, size), spec)
+    return module, place_weights(tiny.tower, config, module, spec, "x.data"), spec
+
+
+def test_the_linter_guards_the_export(tiny):
+    module, data, spec = meta_tower(tiny, (56, 56))
+    module.rotary.cos.fill_(float("-inf"))
+    with pytest.raises(InputError, match=r"rotary\.cos"):
+        trace(module, data, spec, {})
+
+
+def test_statistics_count_movement():
+    model = tiny_model(helper.make_node("Transpose", ["x"], ["y"], name="t", perm=[1, 0]), output=(4, 1))
+    figures = {"nodes": 1, "reshapes": 0, "moved_bytes": 16, "multiplications": 0}
+    assert statistics(model) == figures | {"op.Transpose": 1}
+
+
+@pytest.mark.parametrize("size", [(56, 56), (140, 252)])
+def test_statistics_count_multiplications(tiny, size):
+    """By hand: all linear layers over S patches, scores and sums over each window."""
+    module, data, spec = meta_tower(tiny, size)
+    config, layout = tiny.config.vision, module.layout
+    model = trace(module, data, spec, {})
+    rows = {"merger": layout.num_tokens}
+    matrices = [(name, shape) for name, shape in data.shapes.items() if len(shape) == 2]
+    expected = sum(rows.get(name.split(".")[0], layout.num_patches) * a * b for name, (a, b) in matrices)
+    whole = len(config.fullatt_block_indexes)
+    pairs = (config.depth - whole) * sum(group.count * group.size**2 for group in layout.groups)
+    pairs += whole * layout.num_patches**2
+    assert statistics(model)["multiplications"] == expected + 2 * config.hidden_size * pairs
+
+
+def test_the_uint8_graph_normalises_itself(tiny, tmp_path):
+    """`--input normalized`: the float graph takes normalised values, the uint8 graph raw ones."""
+    exported = export_vision(tiny, tmp_path, sizes=[(56, 56)], input="normalized")
+    patches = random_patches((56, 56))[0]
+    given = OnnxTower(exported[0].path).graph_input(patches)
+    expected = (patches / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(given[0].transpose(1, 2, 0), expected, atol=1e-5)
