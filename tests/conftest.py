@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Sizes whose windows differ: multiples of the window, ragged on one axis, on both, up to four window sizes.
 SIZES = [(308, 308), (168, 336), (392, 392), (448, 448), (140, 252), (364, 420), (56, 56)]
