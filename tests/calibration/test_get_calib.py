@@ -161,7 +161,7 @@ def test_samples_are_spread_over_all_inputs(media, tmp_path):
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 200), st.integers(0, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_spreading(counts, wanted, seed):
     sources = [Source(count, None) for count in counts]
     picks = pick_steps(sources, wanted, seed)
