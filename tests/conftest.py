@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from qwen_vl_axera import cli
@@ -18,7 +18,9 @@ from tests.tiny import make_tiny
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same inputs every time: a test must not fail for somebody else's random number, or on a slow machine.
-settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("fixed")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
