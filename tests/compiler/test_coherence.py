@@ -1,5 +1,7 @@
 """Every combination of configuration, graph and archive that goes wrong, by name; and those that do not."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,6 +153,8 @@ WRONG = [
     (PIXELS, ARRAYS, {"model_type": "QuantONNX"}, {"wrong-model-type"}),
     (PIXELS, ARRAYS, {"target_hardware": "AX620E", "npu_mode": "NPU2"}, {"wrong-hardware", "idle-cores"}),
     (PIXELS, ARRAYS, {"npu_mode": ...}, {"idle-cores"}),  # NPU1 by default
+    (PIXELS, replace(ARRAYS, chip="AX620E"), {}, {"too-many-cores"}),
+    (PIXELS, replace(ARRAYS, chip="M57"), {"target_hardware": "AX650"}, {"wrong-hardware"}),
     (PIXELS, ARRAYS, {"compiler.max_dynamic_batch_size": 4}, {"batched"}),
     (PIXELS, Target(num_samples=ENOUGH, graph_bytes=2**31),
      {"onnx_opt.enable_onnxsim": True}, {"simplifier-over-2-gb"}),

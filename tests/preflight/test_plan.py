@@ -1,15 +1,14 @@
-"""A good state passes; the configuration, the prompt, the machine and the tool are checked, too."""
+"""A good state passes; the configuration, the prompt and the tool are checked, too."""
 
 import json
 import shutil
 
 import pytest
 
-from qwen_vl_axera.preflight.plan import Plan, Preflight, memory
+from qwen_vl_axera.contract import DEMO_CLIP
+from qwen_vl_axera.preflight.plan import Plan, Preflight
 from tests.conftest import ROOT
-from tests.preflight.state import (
-    STAND_IN,
-)
+from tests.preflight.state import STAND_IN
 
 
 def test_a_good_state_passes(made):
@@ -101,28 +100,19 @@ def test_no_tokenizer(state):
     assert "no tokenizer.json" in state.bad()["prompt"]
 
 
-@pytest.mark.parametrize(
-    ("free", "status"), [(10**12, "ok"), (10**6, "warning"), (0, "failed")]
-)  # fmt: skip
-def test_disk(made, monkeypatch, free, status):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
-    (check,) = [check for check in made.checks() if check.name == "disk"]
-    assert check.status == status and "an inference" in check.detail
+def test_the_demo_clip_is_no_calibration_for_another_model(state):
+    """get_calib.py takes the demo clip when it is told nothing."""
+    manifest = state.workdir / "calib" / "manifest.json"
+    sources = {"samples": [{"source": [str(DEMO_CLIP)]}] * 2}
+    manifest.write_text(json.dumps(sources))
+    assert "every sample is a frame of the demo clip" in state.bad()["archive origin"]
+    sources["samples"].append({"source": ["holiday.mp4"]})
+    manifest.write_text(json.dumps(sources))
+    assert state.bad() == {}
 
 
-@pytest.mark.parametrize(
-    ("sizes", "status"),
-    [((64e9, 60e9), "ok"), ((16e9, 12e9), "warning"), ((64e9, 1e5), "failed"), ((None, 0), "warning")],
-)
-def test_memory(made, monkeypatch, sizes, status):
-    monkeypatch.setattr("qwen_vl_axera.preflight.plan.memory", lambda: sizes)
-    (check,) = [check for check in made.checks() if check.name == "memory"]
-    assert check.status == status
-
-
-def test_memory_of_this_machine():
-    total, available = memory()
-    assert total is None or 0 <= available <= total
+def test_the_configuration_is_for_the_chip(made):
+    assert "AX620E has NPU1 to NPU2" in made.bad(chip="AX620E")["config: too-many-cores"]
 
 
 @pytest.mark.parametrize(
