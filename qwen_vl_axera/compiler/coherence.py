@@ -330,7 +330,7 @@ def _whole(config: BuildConfig, target: Target) -> Iterator[Problem]:
         yield Problem("wrong-hardware", "target_hardware", symptom, f"write {target.chip!r}, or leave it out")
     cores = NPU_MODES.get(target.chip)
     if "target_hardware" not in config.model_fields_set and cores and int(config.npu_mode[-1]) > cores:
-        symptom = f"{target.chip} has NPU1 to NPU{cores}: the build would end at once"
+        symptom = f"{target.chip} has NPU1 to NPU{cores}, and no such mode"
         yield Problem("too-many-cores", "npu_mode", symptom, f"write 'NPU{cores}'")
     if target.chip == "AX650" and config.npu_mode != "NPU3":
         symptom = f"{config.npu_mode} uses {config.npu_mode[-1]} of the three cores: slower, and no more exact"
