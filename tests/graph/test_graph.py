@@ -13,10 +13,18 @@ from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.graph.files import read_metadata
 from qwen_vl_axera.towers.qwen2_5_vl import module as vision
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
+from tests.conftest import SIZES
 from tests.towers.original import random_patches
 
-# Three sizes of windows, four, and windows of one size.
-SIZES = [(308, 308), (140, 252), (224, 112)]
+# As exported by default, every size; in the other forms, one with three sizes of windows and one with four.
+CASES = [(size, "grouped", "pixels") for size in SIZES]
+CASES += [
+    (size, window_mode, input)
+    for size in ((308, 308), (140, 252))
+    for window_mode in contract.WINDOW_MODES
+    for input in contract.INPUTS
+    if (window_mode, input) != ("grouped", "pixels")
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +32,9 @@ def reference(tiny) -> ReferenceTower:
     return ReferenceTower(tiny, tiny.config.vision)
 
 
-@pytest.mark.parametrize("input", contract.INPUTS)
-@pytest.mark.parametrize("window_mode", contract.WINDOW_MODES)
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize(
+    ("size", "window_mode", "input"), CASES, ids=[f"{h}x{w}-{mode}-{input}" for (h, w), mode, input in CASES]
+)
 def test_every_graph_is_transformers_tower(tiny, reference, tmp_path, size, window_mode, input):
     patches = random_patches(size)
     expected = reference.run(patches, (size[0] // 14, size[1] // 14))
