@@ -6,7 +6,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from qwen_vl_axera.contract import WINDOW_MODES, GraphSpec
-from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.graph.operators import lint, statistics
 from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 from qwen_vl_axera.towers.qwen2_5_vl.module import GroupAttention, RMSNorm
@@ -78,13 +77,6 @@ def meta_tower(tiny, size, **form):
     config, spec = tiny.config.vision, GraphSpec("qwen2_5_vl", size, **form)
     module = meta_module(tiny.tower, config, tiny.tower.layout(config, size), spec)
     return module, place_weights(tiny.tower, config, module, spec, "x.data"), spec
-
-
-def test_the_linter_guards_the_export(tiny):
-    module, data, spec = meta_tower(tiny, (56, 56))
-    module.rotary.cos.fill_(float("-inf"))
-    with pytest.raises(InputError, match=r"rotary\.cos"):
-        trace(module, data, spec, {})
 
 
 def test_statistics_count_movement():
