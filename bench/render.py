@@ -113,8 +113,17 @@ DETAILS = {"cost_per_patch", "moved", "same_bits", "calibration_to_decode", "pre
 # What the READMEs state once for all sizes, with the worst figure.
 WORST_OF_SIZES = {"fidelity", "fidelity_outliers", "peak"}
 HEADINGS = (
-    ("", "measured", "range, rounds", "target", "", "seconds, for context", "processor time, disk", "peak memory"),
-    ("", "实测", "范围，轮数", "目标", "", "秒数（仅供参考）", "处理器时间，磁盘", "内存峰值"),
+    (
+        "",
+        "measured",
+        "range, rounds",
+        "target",
+        "",
+        "seconds, for context",
+        "processor; disk: read, written",
+        "peak memory",
+    ),
+    ("", "实测", "范围，轮数", "目标", "", "秒数（仅供参考）", "处理器；磁盘：读、写", "内存峰值"),
 )
 VERDICTS = {
     "met": ("met", "达到"),
@@ -125,10 +134,6 @@ VERDICTS = {
     None: ("", ""),
 }
 FAILED = ("missed", "behind")
-DISK = (
-    ("{:.0%} of {} read from the disk", "{:.0%} of {} written to it"),
-    ("{1} 中 {0:.0%} 读自磁盘", "{1} 中 {0:.0%} 写入磁盘"),
-)
 
 
 def cells(row: Row, language: str = "en") -> list[str]:
@@ -152,7 +157,7 @@ def cells(row: Row, language: str = "en") -> list[str]:
         target,
         VERDICTS[row.verdict()][index],
         context,
-        "; ".join(cost(program, used, index) for program, used in row.costs.items()),
+        "; ".join(cost(program, used) for program, used in row.costs.items()),
         peak,
     ]
 
@@ -178,12 +183,12 @@ def figure(value: float, unit: str) -> str:
             return f"{value:.0f} {unit}"
 
 
-def cost(program: str, used: dict[str, float], index: int) -> str:
+def cost(program: str, used: dict[str, float]) -> str:
     """A program's processor time, and how much of what it read and wrote was on the disk and not in the page cache."""
     parts = [f"{program} {seconds(used['processor'])}"]
-    for text, name in zip(DISK[index], ("read", "written"), strict=True):
+    for name in ("read", "written"):
         if used.get(name) and f"{name}_disk" in used:
-            parts.append(text.format(used[f"{name}_disk"] / used[name], memory(used[name])))
+            parts.append(f"{100 * used[f'{name}_disk'] / used[name]:.0f} % of {memory(used[name])}")
     return ", ".join(parts)
 
 
