@@ -23,7 +23,8 @@ from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.preflight.archive import read_archive
 from qwen_vl_axera.preflight.checkpoint import checkpoint_checks
 from qwen_vl_axera.preflight.checks import Check, guarded, table
-from qwen_vl_axera.preflight.plan import Plan, Preflight, memory
+from qwen_vl_axera.preflight.machine import memory
+from qwen_vl_axera.preflight.plan import Plan, Preflight
 from tests.conftest import ROOT
 
 SIZE = 112, 84  # 8x6 patches
@@ -555,7 +556,7 @@ def test_disk(made, monkeypatch, free, status):
     [((64e9, 60e9), "ok"), ((16e9, 12e9), "warning"), ((64e9, 1e5), "failed"), ((None, 0), "warning")],
 )
 def test_memory(made, monkeypatch, sizes, status):
-    monkeypatch.setattr("qwen_vl_axera.preflight.plan.memory", lambda: sizes)
+    monkeypatch.setattr("qwen_vl_axera.preflight.machine.memory", lambda: sizes)
     (check,) = [check for check in made.checks() if check.name == "memory"]
     assert check.status == status
 
