@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, graph_report, table, text_table, within
 
@@ -121,3 +123,12 @@ def test_the_first_difference_is_shown_with_both_probabilities():
     same = text_table([entry | {"equal": True, "onnx": "red"}])
     assert "equal, 3 tokens" in same
     assert "difference" not in same
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(1e-3, 1e3))
+def test_a_perfect_copy_has_no_error_and_a_scaled_one_its_own(tokens, channels, scale):
+    values = np.random.default_rng(tokens * channels).normal(size=(tokens, channels)).astype(np.float32)
+    assert compare(values, values)["max_abs"] == 0
+    figures = compare(values, (values * np.float32(scale)).astype(np.float32))
+    assert figures["min_token_cosine"] > 0.999999
+    assert abs(figures["max_abs_relative"] - abs(scale - 1)) < 1e-3 * (1 + scale)
