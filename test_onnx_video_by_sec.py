@@ -3,9 +3,11 @@
     python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE] [--report FILE]
                                      [--generate] [--prompt T] [--max-new-tokens N] [--workdir DIR]
 
-Reads:  CKPT, pixels.npy and vit_out.npy of run_video_by_sec.py, NAME_vision.onnx and NAME_vision_uint8.onnx.
-        With --video, another clip is run through transformers first (into WORKDIR/check).
-Writes: fidelity.json. Exit code 1 when a threshold is missed, or, with --generate, when a token differs.
+Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
+        NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).
+Writes: fidelity.json, fidelity_tokens.npz (the errors of each token, for the report). Exit code 1 when an error is
+        not what float32 rounding makes of it, when a graph is not what export.py makes of CKPT, or, with
+        --generate, when a token differs.
 """
 
 import sys
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import FIDELITY
+from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS
 
 
 def build_parser():
@@ -34,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
-    from qwen_vl_axera.fidelity.metrics import table, text_table
-    from qwen_vl_axera.files import write_json
+    from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
+    from qwen_vl_axera.files import write_arrays, write_json
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
@@ -49,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    report_file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
-    report = verify(
+    tokens_file = report_file.with_name(FIDELITY_TOKENS)
+    for file in (report_file, tokens_file):
+        file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
+    report, tokens = verify(
         checkpoint,
         clip_dir,
         graphs,
@@ -59,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=args.dtype,
         device=device,
     )
+    write_arrays(tokens_file, tokens)
     write_json(report_file, report)
-    print(table(report))
+    print(fidelity_table(report))
     if report["text"]:
         print(text_table(report["text"]))
     print("passed" if report["passed"] else "FAILED: the graph is not transformers' tower")

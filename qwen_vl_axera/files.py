@@ -88,6 +88,14 @@ def write_array(path: Path, array) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def write_arrays(path: Path, arrays: dict) -> None:
+    """Writes numpy arrays by name as `.npz`, atomically and with the same bytes for the same arrays."""
+    import numpy as np
+
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
 def read_array(path: Path, made_by: str):
     """Memory-maps a `.npy` file that an earlier step made.
 

@@ -19,7 +19,8 @@ import numpy as np
 from qwen_vl_axera import cli
 from qwen_vl_axera.contract import AXMODEL_FIDELITY, INPUT_NAME, OUTPUT_NAME
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report, table
+from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report
+from qwen_vl_axera.fidelity.tables import table
 from qwen_vl_axera.files import write_json
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 

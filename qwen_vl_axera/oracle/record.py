@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess import num_tokens
-from qwen_vl_axera.contract import CAPTURE, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, read_array, read_json, write_array, write_json
 
@@ -26,6 +26,7 @@ class Capture:
         indices: the frames taken, counted from 0.
         sample_fps: frames per second after sampling.
         second_per_grid_ts: seconds of one temporal step.
+        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`.
         checkpoint: the checkpoint directory's name.
         versions: of the packages that computed it.
     """
@@ -37,6 +38,7 @@ class Capture:
     indices: list[int]
     sample_fps: float
     second_per_grid_ts: float
+    exact_steps: list[int]
     checkpoint: str
     versions: dict[str, str]
 
@@ -81,19 +83,43 @@ def read_oracle(workdir: Path, capture: Capture) -> np.ndarray:
     """transformers' answer: float32 (T, S/4, out_hidden), memory-mapped.
 
     Raises:
-        InputError: missing, no array, or not of the capture's shape.
+        InputError: missing, no array, not of the capture's shape, or not finite.
     """
     oracle = read_array(Path(workdir) / ORACLE, MADE_BY)
     if oracle.ndim != 2 or len(oracle) != capture.num_tokens:
         raise InputError(f"{workdir}/{ORACLE} does not fit {CAPTURE}: run {MADE_BY} again")
-    return oracle.reshape(capture.grid_thw[0], -1, oracle.shape[1])
+    return finite(oracle, Path(workdir) / ORACLE).reshape(capture.grid_thw[0], -1, oracle.shape[1])
+
+
+def read_exact(workdir: Path, capture: Capture) -> np.ndarray:
+    """transformers' answer in float64: (E, S/4, out_hidden) for the capture's `exact_steps`, memory-mapped.
+
+    Raises:
+        InputError: missing, no array, not of the capture's shape, or not finite.
+    """
+    exact = read_array(Path(workdir) / EXACT, MADE_BY)
+    shape = len(capture.exact_steps), capture.num_tokens // capture.grid_thw[0]
+    if exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape or not shape[0]:
+        raise InputError(f"{workdir}/{EXACT} does not fit {CAPTURE}: run {MADE_BY} again")
+    return finite(exact, Path(workdir) / EXACT)
+
+
+def finite(values: np.ndarray, path: Path) -> np.ndarray:
+    """The values themselves.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise InputError(f"{path} holds NaN or infinite values: run {MADE_BY} again")
+    return values
 
 
 def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     """The four layout tensors that transformers derived for one step.
 
     Raises:
-        InputError: a file is missing, or is not a plain tensor (no other pickled object is loaded).
+        InputError: a file is missing, is not a plain tensor (no other pickled object is loaded), or not finite.
     """
     import torch
 
@@ -107,10 +133,13 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
         except Exception as error:  # torch raises pickle, zip and runtime errors here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{path}: not a plain tensor ({reason}); run {MADE_BY} again") from None
+        finite(tensors[name], path)
     return tensors
 
 
-def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, layout: dict) -> None:
+def save_capture(
+    workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, exact: np.ndarray, layout: dict
+) -> None:
     """Writes everything of step 1; `capture.json` comes last, so that it never describes other files.
 
     Args:
@@ -118,6 +147,7 @@ def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np
         capture: the clip and its size.
         pixels: uint8 (T, S, 392, 3).
         oracle: float32 (T·S/4, out_hidden).
+        exact: float64 (E, S/4, out_hidden).
         layout: transformers' layout of one step, by the names of its files.
     """
     import torch
@@ -135,6 +165,7 @@ def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np
             file.write(buffer.getbuffer())
     write_array(workdir / PIXELS, pixels)
     write_array(workdir / ORACLE, oracle)
+    write_array(workdir / EXACT, exact)
     write_json(workdir / CAPTURE, asdict(capture))
 
 

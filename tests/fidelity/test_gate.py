@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec
-from qwen_vl_axera.fidelity import gate as verification
+from qwen_vl_axera.fidelity import gate, text
 from qwen_vl_axera.fidelity.chat import DESCRIBE, LOCATE, LanguageModel, Token
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, text_table
+from qwen_vl_axera.fidelity.tables import text_table
+from qwen_vl_axera.fidelity.truth import THRESHOLDS
 from qwen_vl_axera.oracle.record import read_capture, read_oracle
 from tests.conftest import run_main
 from tests.talking import capture_and_export, make_talking, names
@@ -79,9 +80,14 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
         assert len(graph["steps"]) == STEPS
         for figures in graph["steps"]:
             assert set(figures) >= FIGURES
-            assert all(isinstance(value, float) for value in figures.values())
+            assert all(isinstance(figures[name], float) for name in FIGURES)
             assert figures["min_token_cosine"] >= 0.99999
             assert 0 < figures["mean_abs"] <= figures["max_abs"] < 1e-3
+            assert ("exact" in figures) != ("bound" in figures)
+        assert sum("exact" in figures for figures in graph["steps"]) == 2
+        for exact in (graph["exact"], *(figures["exact"] for figures in graph["steps"] if "exact" in figures)):
+            assert exact["ratio"] == pytest.approx(exact["graph_error"] / exact["reference_error"])
+            assert 0.2 < exact["ratio"] < THRESHOLDS["error_ratio"]
     assert [entry["prompt"] for entry in report["text"]] == [DESCRIBE, LOCATE]
     for entry in report["text"]:
         assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal"}
@@ -92,7 +98,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
     assert report["text"][0]["reference"] != report["text"][1]["reference"]
     assert done.stdout.endswith("passed\n")
     assert done.stdout.count("equal, 10 tokens") == 2
-    assert names(workdir) == names(exported) | {"fidelity.json"}
+    assert names(workdir) == names(exported) | {"fidelity.json", "fidelity_tokens.npz"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -104,7 +110,7 @@ def test_text_is_the_language_models(capsys, talking, workdir, dtype):
     capture = read_capture(workdir)
     features = np.array(read_oracle(workdir, capture)).reshape(-1, 48)
     model = LanguageModel(talking, dtype)
-    (expected,) = verification.check_text(model, capture, ["Describe this video."], features, features, 6)
+    (expected,) = text.check_text(model, capture, ["Describe this video."], features, features, 6)
     assert entry["reference"] == expected["reference"]
     assert (code, entry["equal"]) in ((0, True), (1, False))
     if dtype == "float32":  # bf16 may round the last digit of two features differently
@@ -174,7 +180,8 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
     graph = workdir / "tiny_vision_uint8.onnx"
     assert run(capsys, talking, "--workdir", workdir, "--onnx", graph, "--report", other)[0] == 0
     assert [entry["file"] for entry in read_report(other)["graphs"]] == [graph.name]
-    assert "fidelity.json" not in names(workdir)
+    assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
+    assert (tmp_path / "fidelity_tokens.npz").is_file()
 
 
 def test_another_clip(capsys, talking, workdir, exported, tmp_path):
@@ -193,13 +200,13 @@ def test_another_clip(capsys, talking, workdir, exported, tmp_path):
 
 
 def test_a_text_that_differs_fails_though_the_numbers_pass(capsys, talking, workdir, monkeypatch):
-    original = verification.check_graph
+    original = gate.judge_answers
 
-    def perturbed(path, pixels, oracle):
-        entry, tokens = original(path, pixels, oracle)
-        return entry, tokens[::-1].copy()
+    def perturbed(graph, judge):
+        original(graph, judge)
+        graph.tokens = graph.tokens[:, ::-1].copy()
 
-    monkeypatch.setattr(verification, "check_graph", perturbed)
+    monkeypatch.setattr(gate, "judge_answers", perturbed)
     flags = ("--generate", "--dtype", "float32", "--max-new-tokens", 10)
     code, out, _ = run(capsys, talking, "--workdir", workdir, *flags)
     report = read_report(workdir / "fidelity.json")
@@ -219,11 +226,11 @@ def test_the_first_difference_is_the_first(talking):
     model = LanguageModel(talking, "float32")
     red, blue, end = (model.tokenizer(text)["input_ids"][0] for text in ("red", "blue", "<|im_end|>"))
     reference = [Token(red, 0.9), Token(red, 0.8), Token(end, 0.7)]
-    entry = verification.text_entry(model, "q", reference, [Token(red, 0.9), Token(blue, 0.6), Token(end, 0.7)])
+    entry = text.text_entry(model, "q", reference, [Token(red, 0.9), Token(blue, 0.6), Token(end, 0.7)])
     assert entry["first_difference"]["token"] == 1
     assert entry["first_difference"]["reference"]["probability"] == 0.8
     assert entry["first_difference"]["onnx"]["probability"] == 0.6
-    shorter = verification.text_entry(model, "q", reference, reference[:2])
+    shorter = text.text_entry(model, "q", reference, reference[:2])
     assert shorter["equal"] is False
     assert set(shorter["first_difference"]) == {"token", "reference"}
     assert "p 0.700" in text_table([shorter])
