@@ -126,4 +126,5 @@ def test_a_token_cosine_distance_is_exact_where_the_cosine_rounds_to_one():
     far = tokens(1), tokens(2)
     np.testing.assert_allclose(token_cosine_distances(*far), 1 - token_cosines(*far), rtol=1e-5)
     assert token_cosine_distances(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [0]
+    assert token_cosine_distances(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [1]
     assert token_cosine_distances(np.full((1, 4), np.nan), np.ones((1, 4))).tolist() == [2]
