@@ -29,7 +29,7 @@ POST_REQUIRED = {
 
 def capture(fps: float = 4.0, size: tuple[int, int] = (168, 168)) -> Capture:
     grid = (4, size[0] // 14, size[1] // 14)
-    return Capture(size, grid, "frames", ["clip"], list(range(8)), fps, 2 / fps, "tiny", {})
+    return Capture(size, grid, "frames", ["clip"], list(range(8)), fps, 2 / fps, [0, 3], "tiny", {})
 
 
 def write_capture(workdir: Path, **fields) -> None:
@@ -265,7 +265,9 @@ def test_a_capture_that_is_no_capture(place, model):
     place.build_all()
     (place.work / "capture.json").write_text("{")
     refused(place.package(), 2, "capture.json")
-    write_capture(place.work, fps=-1.0)
+    write_capture(place.work)
+    text = (place.work / "capture.json").read_text()
+    (place.work / "capture.json").write_text(text.replace('"sample_fps": 4.0', '"sample_fps": -1.0'))
     refused(place.package(), 2, "sample_fps")
     (place.work / "capture.json").unlink()
     refused(place.package(), 2, "run_video_by_sec.py")

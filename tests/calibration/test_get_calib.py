@@ -20,7 +20,7 @@ from qwen_vl_axera.calibration import archive as calibration
 from qwen_vl_axera.calibration.archive import count_near, make_calibration_set
 from qwen_vl_axera.calibration.sources import Source, open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import write_array, write_json
+from qwen_vl_axera.files import write_array, write_record
 from qwen_vl_axera.frames.video import VideoStream
 from qwen_vl_axera.oracle.record import Capture
 from tests.frames.test_media import HOSTILE, make_video
@@ -203,8 +203,9 @@ def test_directories(media, tmp_path):
 
 def write_capture(workdir: Path, kind: str, source: list[Path], pixels: np.ndarray | None = None) -> None:
     workdir.mkdir(exist_ok=True)
-    capture = Capture((56, 84), (3, 4, 6), kind, [str(path) for path in source], [0, 1], 2.0, 1.0, "tiny", {})
-    write_json(workdir / "capture.json", capture.__dict__)
+    paths = [str(path) for path in source]
+    capture = Capture((56, 84), (3, 4, 6), kind, paths, list(range(6)), 2.0, 1.0, [0, 2], "tiny", {})
+    write_record(workdir / "capture.json", Capture, capture)
     if pixels is not None:
         write_array(workdir / "pixels.npy", pixels)
 
