@@ -66,7 +66,8 @@ def describe(node: onnx.NodeProto, other: onnx.NodeProto) -> str:
         mine, theirs = getattr(node, value), getattr(other, value)
         if mine != theirs:
             return f"{label} {mine if isinstance(mine, str) else list(mine)}"
-    return "attributes " + (", ".join(onnx.printer.to_text(attribute) for attribute in node.attribute) or "none")
+    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return f"attributes {found}"
 
 
 def constant_problems(expected: onnx.TensorProto, found: onnx.TensorProto) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What step 1 saves: `capture.json`, the clip's pixels, transformers' answer, and the layout of one step."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ class Capture:
         indices: the frames taken, counted from 0.
         sample_fps: frames per second after sampling.
         second_per_grid_ts: seconds of one temporal step.
-        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`.
         checkpoint: the checkpoint directory's name.
         versions: of the packages that computed it.
+        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`.
     """
 
     size: tuple[int, int]
@@ -38,9 +38,9 @@ class Capture:
     indices: list[int]
     sample_fps: float
     second_per_grid_ts: float
-    exact_steps: list[int]
     checkpoint: str
     versions: dict[str, str]
+    exact_steps: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -59,6 +59,7 @@ def read_capture(workdir: Path) -> Capture:
         raise InputError(f"{path} is missing: run {MADE_BY} CKPT --video PATH first (same --workdir)")
     raw = read_json(path)
     try:
+        raw = {"exact_steps": []} | raw  # earlier captures have no exact answer: only the gate needs it
         fields = {name: raw[name] for name in Capture.__dataclass_fields__}
         fields |= {"size": tuple(raw["size"]), "grid_thw": tuple(raw["grid_thw"])}
         return Capture(**fields)
@@ -98,8 +99,10 @@ def read_exact(workdir: Path, capture: Capture) -> np.ndarray:
         InputError: missing, no array, not of the capture's shape, or not finite.
     """
     exact = read_array(Path(workdir) / EXACT, MADE_BY)
-    shape = len(capture.exact_steps), capture.num_tokens // capture.grid_thw[0]
-    if exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape or not shape[0]:
+    steps = capture.exact_steps
+    right = bool(steps) and len(set(steps)) == len(steps) and set(steps) <= set(range(capture.grid_thw[0]))
+    shape = len(steps), capture.num_tokens // capture.grid_thw[0]
+    if not right or exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape:
         raise InputError(f"{workdir}/{EXACT} does not fit {CAPTURE}: run {MADE_BY} again")
     return finite(exact, Path(workdir) / EXACT)
 
