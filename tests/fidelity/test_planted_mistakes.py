@@ -129,7 +129,7 @@ def outcomes(bench):
 
 def table(rows: dict[str, tuple]) -> str:
     lines = [
-        f"{CLIPS} unseen clips, {len(QUESTIONS)} questions each; answers that differ from those to transformers' features:",
+        f"{CLIPS} unseen clips, {len(QUESTIONS)} questions each; answers unlike those to transformers' features:",
         "",
         f"| mistake | gate | error / transformers' | lowest token cosine | {' | '.join(QUESTIONS)} |",
         f"|---|---|---|---|{'---|' * len(QUESTIONS)}",
