@@ -74,7 +74,7 @@ class Truth:
 def error_figures(reference_error: float, graph_error: float) -> dict[str, float]:
     return {
         "reference_error": reference_error,
-        "graph_error": min(graph_error, WORST),
+        "graph_error": float(np.nan_to_num(graph_error, nan=WORST)),
         "ratio": float(ratio(np.array(graph_error), np.array(reference_error))),
     }
 

@@ -62,11 +62,12 @@ def node_problems(expected: list[onnx.NodeProto], found: list[onnx.NodeProto]) -
 
 def describe(node: onnx.NodeProto, other: onnx.NodeProto) -> str:
     """What of a node is not as in the other one."""
-    for label, value in (("name", "name"), ("operator", "op_type"), ("inputs", "input"), ("outputs", "output")):
+    for label, value in (("operator", "op_type"), ("inputs", "input"), ("outputs", "output"), ("name", "name")):
         mine, theirs = getattr(node, value), getattr(other, value)
         if mine != theirs:
             return f"{label} {mine if isinstance(mine, str) else list(mine)}"
-    return "attributes " + (", ".join(onnx.printer.to_text(attribute) for attribute in node.attribute) or "none")
+    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return f"attributes {found}"
 
 
 def constant_problems(expected: onnx.TensorProto, found: onnx.TensorProto) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,9 +30,10 @@ class Capture:
         indices: the frames taken, counted from 0.
         sample_fps: frames per second after sampling.
         second_per_grid_ts: seconds of one temporal step.
-        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`.
         checkpoint: the checkpoint directory's name.
         versions: of the packages that computed it.
+        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`; earlier captures have none, and
+            only the gate needs it.
 
     Raises:
         ValueError: a field is of another type or out of range, or two contradict each other.
@@ -44,9 +46,9 @@ class Capture:
     indices: Annotated[list[Count], Field(min_length=1)]
     sample_fps: Rate
     second_per_grid_ts: Rate
-    exact_steps: list[Count]
     checkpoint: Text
     versions: dict[str, str]
+    exact_steps: list[Count] = field(default_factory=list)
 
     def __post_init__(self):
         check_size(*self.size)
@@ -107,8 +109,10 @@ def read_exact(workdir: Path, capture: Capture) -> np.ndarray:
         InputError: missing, no array, not of the capture's shape, or not finite.
     """
     exact = read_array(Path(workdir) / EXACT, MADE_BY)
-    shape = len(capture.exact_steps), capture.num_tokens // capture.grid_thw[0]
-    if exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape or not shape[0]:
+    steps = capture.exact_steps
+    right = bool(steps) and len(set(steps)) == len(steps) and set(steps) <= set(range(capture.grid_thw[0]))
+    shape = len(steps), capture.num_tokens // capture.grid_thw[0]
+    if not right or exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape:
         raise InputError(f"{workdir}/{EXACT} does not fit {CAPTURE}: run {MADE_BY} again")
     return finite(exact, Path(workdir) / EXACT)
 

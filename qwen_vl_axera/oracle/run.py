@@ -56,9 +56,9 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         indices=[int(index) for index in clip.indices],
         sample_fps=float(clip.sample_fps),
         second_per_grid_ts=vision.temporal_patch_size / float(clip.sample_fps),
-        exact_steps=chosen,
         checkpoint=checkpoint.name,
         versions=versions(),
+        exact_steps=chosen,
     )
     save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, layout.tensors())
     return capture

@@ -29,7 +29,7 @@ POST_REQUIRED = {
 
 def capture(fps: float = 4.0, size: tuple[int, int] = (168, 168)) -> Capture:
     grid = (4, size[0] // 14, size[1] // 14)
-    return Capture(size, grid, "frames", ["clip"], list(range(8)), fps, 2 / fps, [0, 3], "tiny", {})
+    return Capture(size, grid, "frames", ["clip"], list(range(8)), fps, 2 / fps, "tiny", {})
 
 
 def write_capture(workdir: Path, **fields) -> None:

@@ -204,7 +204,7 @@ def test_directories(media, tmp_path):
 def write_capture(workdir: Path, kind: str, source: list[Path], pixels: np.ndarray | None = None) -> None:
     workdir.mkdir(exist_ok=True)
     paths = [str(path) for path in source]
-    capture = Capture((56, 84), (3, 4, 6), kind, paths, list(range(6)), 2.0, 1.0, [0, 2], "tiny", {})
+    capture = Capture((56, 84), (3, 4, 6), kind, paths, list(range(6)), 2.0, 1.0, "tiny", {}, [0, 2])
     write_record(workdir / "capture.json", Capture, capture)
     if pixels is not None:
         write_array(workdir / "pixels.npy", pixels)

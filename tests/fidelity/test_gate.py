@@ -1,6 +1,7 @@
 """Step 3, test_onnx_video_by_sec.py, as a user runs it: the report, and what makes it fail."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -159,6 +160,97 @@ def test_a_damaged_weight_fails_both_graphs(capsys, talking, workdir, damage):
     report = read_report(workdir / "fidelity.json")
     assert report["passed"] is False
     assert [graph["passed"] for graph in report["graphs"]] == [False, False]
+
+
+def test_where_the_error_starts_is_said_and_what_differs_is_named(capsys, talking, workdir):
+    rewrite_weight(workdir, "blocks.1.mlp.down_proj.weight", negated_largest)
+    _, out, _ = run(capsys, talking, "--workdir", workdir)
+    first, named = read_report(workdir / "fidelity.json")["graphs"][0]["problems"]
+    assert re.fullmatch(r"the error is \S+ times transformers' own \(at most 5\), first seen in block 1", first)
+    assert named.startswith("weight blocks.1.mlp.down_proj.weight: 1 of 6144 values differ, by up to ")
+    assert f"tiny_vision.onnx: {first}\n" in out
+    assert f"tiny_vision.onnx: {named}\n" in out
+
+
+def test_a_small_mistake_is_named_though_the_numbers_pass(capsys, talking, workdir):
+    def a_little(values):
+        return values + np.float32(1e-8)
+
+    rewrite_weight(workdir, "blocks.3.mlp.down_proj.bias", a_little)
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    for graph in read_report(workdir / "fidelity.json")["graphs"]:
+        (problem,) = graph["problems"]
+        assert problem.startswith("weight blocks.3.mlp.down_proj.bias: ")
+        assert all(figures["passed"] for figures in graph["steps"])
+    assert code == 1
+
+
+def test_a_step_without_an_exact_answer_is_computed_when_it_looks_wrong(capsys, talking, workdir):
+    """One step of three is changed in the oracle: it has no exact answer yet, gets one, and that decides."""
+    capture = read_capture(workdir)
+    (other,) = set(range(STEPS)) - set(capture.exact_steps)
+    oracle = np.load(workdir / "vit_out.npy").reshape(STEPS, -1, 48)
+    oracle[other] *= np.float32(1 + 1e-4)
+    np.save(workdir / "vit_out.npy", oracle.reshape(-1, 48))
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    graph = read_report(workdir / "fidelity.json")["graphs"][0]
+    figures = graph["steps"][other]
+    assert figures["bound"]["distance"] > figures["bound"]["limit"]
+    assert figures["exact"]["ratio"] < 0.1  # transformers' answer is the one that is wrong here
+    assert (code, graph["problems"]) == (0, [])
+
+
+def test_errors_of_each_token(capsys, talking, workdir):
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    first = (workdir / "fidelity_tokens.npz").read_bytes()
+    report, capture = read_report(workdir / "fidelity.json"), read_capture(workdir)
+    with np.load(workdir / "fidelity_tokens.npz", allow_pickle=False) as maps:
+        assert set(maps) == {
+            f"{name}/{kind}"
+            for name in ("tiny_vision.onnx", "tiny_vision_uint8.onnx")
+            for kind in ("cosine_distance", "error_ratio")
+        }
+        for graph in report["graphs"]:
+            distance, ratios = (maps[f"{graph['file']}/{kind}"] for kind in ("cosine_distance", "error_ratio"))
+            assert distance.shape == ratios.shape == (STEPS, SIZE[0] // 28, SIZE[1] // 28)
+            assert distance.dtype == ratios.dtype == np.float64
+            assert (distance >= 0).all()
+            for step, figures in enumerate(graph["steps"]):
+                assert 1 - distance[step].max() == pytest.approx(figures["min_token_cosine"], abs=1e-12)
+            known = [step for step in range(STEPS) if not np.isnan(ratios[step]).any()]
+            assert known == capture.exact_steps
+            assert ratios[known].max() == pytest.approx(graph["exact"]["token_ratio"])
+    assert run(capsys, talking, "--workdir", workdir)[0] == code == 0
+    assert (workdir / "fidelity_tokens.npz").read_bytes() == first
+
+
+def test_a_run_that_ends_badly_leaves_no_verdict(capsys, talking, workdir):
+    assert run(capsys, talking, "--workdir", workdir)[0] == 0
+    (workdir / "vit_exact.npy").unlink()
+    refused(run(capsys, talking, "--workdir", workdir), "vit_exact.npy is missing: run run_video_by_sec.py first")
+    assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
+
+
+@pytest.mark.parametrize("name", ["vit_out.npy", "vit_exact.npy"])
+def test_an_oracle_that_is_not_finite_is_no_oracle(capsys, talking, workdir, name):
+    np.save(workdir / name, np.load(workdir / name) * np.nan)
+    refused(run(capsys, talking, "--workdir", workdir), f"{name} holds NaN or infinite values")
+
+
+def test_an_exact_answer_of_another_clip(capsys, talking, workdir):
+    np.save(workdir / "vit_exact.npy", np.load(workdir / "vit_exact.npy")[::-1])
+    refused(run(capsys, talking, "--workdir", workdir), "the exact answer is not this clip's")
+
+
+def test_a_graph_of_an_older_export_is_named(capsys, talking, workdir):
+    """Only a name differs, the numbers are the same."""
+    path = workdir / "tiny_vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[3].name = "another"
+    onnx.save(model, path)
+    assert run(capsys, talking, "--workdir", workdir, "--onnx", path)[0] == 1
+    ((problem,),) = (graph["problems"] for graph in read_report(workdir / "fidelity.json")["graphs"])
+    assert "name another, expected name " in problem
 
 
 def test_damage_in_one_graph_file_only(capsys, talking, workdir):

@@ -108,7 +108,7 @@ def made(tiny_dir, tmp_path_factory):
     export_vision(Checkpoint(state.checkpoint), state.workdir, "video", [SIZE])
     pack(state.archive, numbered(samples()))
     capture = {"size": SIZE, "grid_thw": (4, 8, 6), "kind": "video", "source": ["clip.mp4"], "indices": list(range(8))}
-    capture |= {"sample_fps": 2.0, "second_per_grid_ts": 1.0, "exact_steps": [0], "checkpoint": "tiny", "versions": {}}
+    capture |= {"sample_fps": 2.0, "second_per_grid_ts": 1.0, "checkpoint": "tiny", "versions": {}}
     (state.workdir / "capture.json").write_text(json.dumps(capture))
     return state
 
