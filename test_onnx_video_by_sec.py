@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
     from qwen_vl_axera.fidelity.record import Fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.fidelity.tokens import tokens_path, write_tokens
+    from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
     from qwen_vl_axera.files import write_record
 
     if not args.video and (args.num_frames or args.fps):
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    tokens_file = tokens_path(report_file)
+    tokens_file = token_errors_path(report_file)
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report, tokens = verify(
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=args.dtype,
         device=device,
     )
-    write_tokens(tokens_file, tokens, graphs, clip_dir)
+    write_token_errors(tokens_file, tokens, graphs, clip_dir)
     write_record(report_file, Fidelity, report)
     print(fidelity_table(report))
     if report["text"]:

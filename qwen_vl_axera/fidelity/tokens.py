@@ -8,6 +8,7 @@ Members, all float64 (T, H/28, W/28) but the hashes, which are uint8 (32,):
     vit_out.npy/sha256          of transformers' answer: says which clip, weights and run it was
 """
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ MADE_BY = "test_onnx_video_by_sec.py"
 COSINE_DISTANCE, ERROR_RATIO, SHA256 = "cosine_distance", "error_ratio", "sha256"
 # The same tokens give the same cosine up to rounding in float64, of sums over some thousand channels.
 ROUNDING = 1e-14
+# What zipfile, zlib and numpy raise on damaged files.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(ValueError, OverflowError, NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class TokenErrors:
     error_ratio: np.ndarray
 
 
-def tokens_path(report: Path) -> Path:
+def token_errors_path(report: Path) -> Path:
     """Where the token errors of a report stand: `fidelity_tokens.npz` beside `fidelity.json`, other names alike."""
     return report.with_name(report.stem + FIDELITY_TOKENS.removeprefix(Path(FIDELITY).stem))
 
 
-def write_tokens(path: Path, errors: dict[str, np.ndarray], graphs: Sequence[Path], clip: Path) -> None:
+def write_token_errors(path: Path, errors: dict[str, np.ndarray], graphs: Sequence[Path], clip: Path) -> None:
     """Writes the errors of one run.
 
     Args:
@@ -53,7 +59,7 @@ def write_tokens(path: Path, errors: dict[str, np.ndarray], graphs: Sequence[Pat
     write_arrays(path, errors | {name: _digest(file) for name, file in hashes.items()})
 
 
-def read_tokens(path: Path, graph: Graph, workdir: Path, shape: tuple[int, int, int]) -> TokenErrors:
+def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int, int, int]) -> TokenErrors:
     """The errors of one graph's tokens, if they are of `fidelity.json`'s run and of what lies in the work directory.
 
     Args:
@@ -79,8 +85,8 @@ def read_tokens(path: Path, graph: Graph, workdir: Path, shape: tuple[int, int, 
         raise
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]}: {again}") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: not readable ({error}): {again}") from None
+    except DAMAGE as error:
+        raise InputError(f"{path}: not readable ({error!s:.100}): {again}") from None
     if not (distance >= 0).all() or not (np.isnan(ratio) | (ratio >= 0)).all():
         raise InputError(f"{path}: holds distances or ratios below 0: {again}")
     lowest = [step.min_token_cosine for step in graph.steps]

@@ -12,7 +12,7 @@ from qwen_vl_axera.calibration.manifest import Manifest, Sample
 from qwen_vl_axera.contract import FIDELITY_TOKENS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import Fidelity
-from qwen_vl_axera.fidelity.tokens import read_tokens
+from qwen_vl_axera.fidelity.tokens import read_token_errors
 from qwen_vl_axera.oracle.record import Capture
 from qwen_vl_axera.report.parts import Part
 from qwen_vl_axera.report.pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
@@ -41,7 +41,7 @@ def error_maps(
     if not path.is_file():
         return Part(None, f"{path.name} is not there yet.", command, absent=True)
     try:
-        tokens = read_tokens(path, graph, workdir, shape)
+        tokens = read_token_errors(path, graph, workdir, shape)
     except InputError as error:
         return Part(None, f"{error}.", command)
     exact = np.flatnonzero(~np.isnan(tokens.error_ratio).all((1, 2)))

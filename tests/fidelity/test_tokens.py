@@ -9,7 +9,7 @@ import pytest
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.metrics import compare, token_cosine_distances
 from qwen_vl_axera.fidelity.record import Graph, GraphErrors, Step
-from qwen_vl_axera.fidelity.tokens import read_tokens, tokens_path, write_tokens
+from qwen_vl_axera.fidelity.tokens import read_token_errors, token_errors_path, write_token_errors
 
 SHAPE = (2, 3, 4)
 GRAPH = "a_vision.onnx"
@@ -26,20 +26,20 @@ def place(tmp_path):
     distances = token_cosine_distances(reference, tokens).reshape(SHAPE)
     errors = {f"{GRAPH}/cosine_distance": distances, f"{GRAPH}/error_ratio": np.full(SHAPE, np.nan)}
     steps = [Step(**compare(*pair), passed=True) for pair in zip(reference, tokens, strict=True)]
-    write_tokens(tmp_path / "fidelity_tokens.npz", errors, [tmp_path / GRAPH], tmp_path)
+    write_token_errors(tmp_path / "fidelity_tokens.npz", errors, [tmp_path / GRAPH], tmp_path)
     return tmp_path, Graph(GRAPH, True, steps, GraphErrors(1.0, 1.0, 1.0, 1.0, 1), []), distances
 
 
 def read(place):
     workdir, graph, _ = place
-    return read_tokens(workdir / "fidelity_tokens.npz", graph, workdir, SHAPE)
+    return read_token_errors(workdir / "fidelity_tokens.npz", graph, workdir, SHAPE)
 
 
 def test_they_are_read_as_they_were_written(place):
     found = read(place)
     assert (found.cosine_distance == place[2]).all() and np.isnan(found.error_ratio).all()
-    assert tokens_path(place[0] / "fidelity.json") == place[0] / "fidelity_tokens.npz"
-    assert tokens_path(place[0] / "other.json") == place[0] / "other_tokens.npz"
+    assert token_errors_path(place[0] / "fidelity.json") == place[0] / "fidelity_tokens.npz"
+    assert token_errors_path(place[0] / "other.json") == place[0] / "other_tokens.npz"
 
 
 def rewritten(workdir, change):
