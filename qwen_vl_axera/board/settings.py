@@ -7,14 +7,15 @@ name. Keys and accepted values are those of `axllm`; docs/board.md says which of
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qwen_vl_axera.board.sizes import misreading
+from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.checkpoint.config import ModelConfig
 from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.oracle.record import Capture, read_capture
-
-DEFAULT_FPS = 1
 
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
 POST_CONFIG = {
@@ -48,7 +49,9 @@ class VisionModel:
         return f"{self.mode}{self.size[0]}x{self.size[1]}"
 
 
-def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, fps: int) -> dict:
+def runtime_config(
+    name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, time: TimeSettings
+) -> dict[str, Any]:
     """`config.json` of the runtime. Paths that begin with `../` are taken from the file's own directory.
 
     Args:
@@ -56,7 +59,7 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
         config: the checkpoint's.
         vision: the vision model that this directory is for.
         prefill_len: part of the layers' names.
-        fps: the rate that video frames will be taken at, in whole frames per second.
+        time: what places a clip's steps on the time axis.
     """
     return {
         "model_name": name,
@@ -75,8 +78,8 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
         "vision_patch_size": config.vision.patch_size,
         "vision_temporal_patch_size": config.vision.temporal_patch_size,
         "vision_spatial_merge_size": config.vision.spatial_merge_size,
-        "vision_fps": fps,
-        "vision_tokens_per_second": config.vision.tokens_per_second,
+        "vision_fps": time.fps,
+        "vision_tokens_per_second": time.tokens_per_second,
         "system_prompt": "You are a helpful assistant.",  # what the hub's template adds
         "post_config_path": "post_config.json",
         "use_mmap_load_embed": True,
@@ -91,25 +94,6 @@ def find_capture(workdir: Path) -> Capture | None:
     return read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
 
 
-def board_fps(capture: Capture | None) -> tuple[int, str | None]:
-    """`vision_fps` for a capture, and a warning where the runtime's whole number says something else.
-
-    Raises:
-        InputError: the capture's rate is no positive number.
-    """
-    if capture is None:
-        return DEFAULT_FPS, f"no {CAPTURE} in the work directory: vision_fps is set to {DEFAULT_FPS}"
-    rate = capture.sample_fps
-    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise InputError(
-            f"{CAPTURE}: sample_fps is {rate!r}, expected a positive number; run run_video_by_sec.py again"
-        )
-    fps = max(1, round(rate))
-    if abs(fps - rate) < 1e-3 * rate:
-        return fps, None
-    return fps, f"frames were sampled at {rate:.4g} fps; the runtime takes whole numbers, so vision_fps is {fps}"
-
-
 def find_vision_models(name: str, directories: list[Path], workdir: Path) -> list[VisionModel]:
     """The vision models that are compiled or about to be, from file names in some directories.
 
@@ -117,7 +101,7 @@ def find_vision_models(name: str, directories: list[Path], workdir: Path) -> lis
     graph's, or else the captured one.
 
     Raises:
-        InputError: a graph or capture.json is unreadable.
+        InputError: a graph or capture.json is unreadable, or the runtime would misread a model's size.
     """
     pattern = re.compile(re.escape(name) + r"_vision(_image)?(?:_(\d+)x(\d+))?\.(axmodel|onnx)")
     found: dict[str, re.Match] = {}
@@ -132,6 +116,9 @@ def find_vision_models(name: str, directories: list[Path], workdir: Path) -> lis
         size = (int(match[2]), int(match[3])) if match[2] else _unnamed_size(workdir, stem, mode)
         model = VisionModel(stem, mode, size)
         models.setdefault(model.directory, model)
+    for model in models.values():
+        if problem := misreading(model.size):
+            raise InputError(f"{model.stem}: {problem}; build one of those, and remove this one's files")
     return sorted(models.values(), key=lambda model: model.stem)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.chat import LanguageModel, Token, build_prompt, first_difference
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, graph_report
 from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.files import sha256_file
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_oracle, read_pixels
 
@@ -116,6 +118,9 @@ def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual
         "onnx": model.text(actual),
         "tokens": len(reference),
         "equal": True,
+        "reference_ids": [token.id for token in reference],
+        "onnx_ids": [token.id for token in actual],
+        "complete": bool(reference) and reference[-1].id in model.stop_ids,  # not cut at max_new_tokens
     }
     number = first_difference(reference, actual)
     if number is not None:
@@ -172,4 +177,10 @@ def verify(
         text = check_text(model, capture, prompts, flat, checked[0][1], max_new_tokens)
     reports = [report for report, _ in checked]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
-    return {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    return {
+        "passed": passed,
+        "thresholds": THRESHOLDS,
+        "graphs": reports,
+        "text": text,
+        "pixels_sha256": sha256_file(Path(workdir) / PIXELS),  # which clip this is about
+    }
