@@ -67,7 +67,7 @@ def read_check(directory: Path) -> dict:
         with path.open("rb") as file:
             record = json.loads(file.read(RECORD_BYTES).decode("utf-8"))
         if record["format"] != FORMAT:
-            raise ValueError("format {!r}, expected {}".format(record["format"], FORMAT))
+            raise ValueError(f"format {record['format']!r}, expected {FORMAT}")
         names, questions = record["frames"], record["questions"]
         answers = [question[by] for question in questions for by in ("transformers", "onnx") if question[by]]
         _check_texts(record["checkpoint"], record["settings"], *names)
@@ -356,6 +356,8 @@ def differs(question: dict, answer: Answer) -> str | None:
         return None
     one, other = (printable(text[at : at + 1]) or "the end" for text in (expected, actual))
     note = f"first difference at character {at + 1}: {other} instead of {one}"
+    if question["onnx"] and actual == question["onnx"]["text"]:
+        note += "; it is what the ONNX graph says"
     boxes = [[int(n) for n in re.findall(r"\d{1,6}", text)] for text in (expected, actual)]
     if "[" in expected and len(boxes[0]) == len(boxes[1]) == 4:
         note += f"; the box is off by at most {max(abs(boxes[0][n] - boxes[1][n]) for n in range(4))}"
@@ -381,7 +383,8 @@ def check(board: Board, record: dict, directory: Path, upload: bool) -> int:
                 print(f"  {name:<12}  {printable(said['text'])}")
         print(f"  {'board':<12}  {printable(answer.text.strip())}")
         note = differs(question, answer) if known else "nothing to compare with"
-        print(f"  {note or 'equal'}{'' if question['complete'] or not known else ' (the host stopped there)'}")
+        equal = "equal" if question["complete"] else "equal as far as the host went"
+        print(f"  {note or equal}")
         print(f"  {_speed(answer)}", flush=True)
         compared += bool(known)
         different += bool(known and note)
