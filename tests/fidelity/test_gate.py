@@ -70,7 +70,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
     done = run_script("test_onnx_video_by_sec.py", talking, *flags, cwd=workdir)
     assert (done.returncode, done.stderr) == (0, "")
     report = read_report(workdir / "fidelity.json")
-    assert set(report) == {"passed", "thresholds", "graphs", "text"}
+    assert set(report) == {"passed", "thresholds", "graphs", "text", "pixels_sha256"}
     assert report["passed"] is True
     assert report["thresholds"] == THRESHOLDS
     assert [graph["file"] for graph in report["graphs"]] == ["tiny_vision.onnx", "tiny_vision_uint8.onnx"]
@@ -84,7 +84,9 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
             assert 0 < figures["mean_abs"] <= figures["max_abs"] < 1e-3
     assert [entry["prompt"] for entry in report["text"]] == [DESCRIBE, LOCATE]
     for entry in report["text"]:
-        assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal"}
+        assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal", "reference_ids", "onnx_ids", "complete"}
+        assert entry["reference_ids"] == entry["onnx_ids"] and len(entry["onnx_ids"]) == 10
+        assert entry["complete"] is False  # ten tokens were asked for
         assert entry["equal"] is True
         assert entry["reference"] == entry["onnx"] != ""
         assert entry["tokens"] == 10
