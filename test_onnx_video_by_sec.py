@@ -19,7 +19,7 @@ from qwen_vl_axera.contract import FIDELITY
 def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
-    cli.add_video(parser)
+    cli.add_video(parser, "the captured clip")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
-    workdir = cli.existing_workdir(args.workdir)
+    workdir = cli.made_workdir(args.workdir, "export.py")
     report_file = args.report or workdir / FIDELITY
     if not report_file.parent.is_dir():
         raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")

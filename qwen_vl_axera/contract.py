@@ -4,6 +4,7 @@ Standard library only: everything imports this, and `--help` must answer at once
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera.errors import InputError
@@ -19,7 +20,7 @@ FIDELITY = "fidelity.json"  # test_onnx_video_by_sec.py
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
-STEPS, LEFT_TO_DO = "steps.json", "pulsar2_commands.sh"  # export_video.sh
+STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
 REPORT = "report.html"
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
@@ -35,7 +36,12 @@ EMBEDDING_FILES = {
 VIDEO_SIZE, IMAGE_SIZE = (308, 308), (448, 448)
 NUM_FRAMES, NUM_SAMPLES = 8, 32
 PREFILL_LEN, KV_CACHE_LEN, PARALLEL, CHIP = 512, 1023, 32, "AX650"
+CHIPS = ("AX650", "AX620E")  # those that `pulsar2 build` and `pulsar2 llm_build` both know
 MAX_NEW_TOKENS = 128
+
+# What is taken when nothing is given; for a trial of the commands only.
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+DEMO_CLIP, DEMO_MODEL = ASSETS / "demo.mp4", ASSETS / "demo_model"
 
 MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values

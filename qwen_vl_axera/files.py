@@ -17,12 +17,13 @@ READ_SIZE = 1 << 20  # bytes read at a time
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iterator[IO]:
     """Opens a temporary file beside `path` and moves it into place when the block ends well.
 
     Args:
         path: the file to write; its directory must exist.
         mode: "wb" or "w" (UTF-8, LF).
+        permissions: of the file.
 
     Yields:
         The open temporary file. It is removed when the block raises.
@@ -36,7 +37,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(permissions)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

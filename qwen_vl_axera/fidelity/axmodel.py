@@ -43,12 +43,14 @@ def check_axmodel(axmodel: Path, graph: Path, workdir: Path) -> dict[str, Any]:
     from qwen_vl_axera.compiler.tool import VARIABLE, execute, find_tool
     from qwen_vl_axera.fidelity.runtime import OnnxTower
 
+    tool = find_tool(os.environ.get(VARIABLE))
+    if not tool:
+        raise InputError(f"{tool.name}: the simulator is the compiler's; set {VARIABLE} to a command or docker:IMAGE")
     if not axmodel.is_file():
         raise InputError(f"{axmodel} is missing: build it first")
     capture = read_capture(workdir)
     pixels = read_pixels(workdir, capture)
     tower = OnnxTower(graph)
-    tool = find_tool(os.environ.get(VARIABLE))
     place = Path(workdir) / "axmodel-check"
     shutil.rmtree(place, ignore_errors=True)
     names = [f"step{number}" for number in range(len(pixels))]
