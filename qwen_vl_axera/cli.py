@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qwen_vl_axera.contract import KV_CACHE_LEN, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN
+from qwen_vl_axera.contract import KV_CACHE_LEN, LANGUAGE_DTYPES, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN, PROMPTS
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
@@ -65,16 +65,14 @@ def add_video(arguments: argparse.ArgumentParser, default: str) -> None:
 
 def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
     """The flags of text generation; `prompts` of the documented questions are the default."""
-    from qwen_vl_axera.fidelity.chat import DEFAULT_PROMPTS, DTYPES
-
-    default = list(DEFAULT_PROMPTS[:prompts])
+    default = list(PROMPTS[:prompts])
     arguments.add_argument(
         "--prompt", nargs="+", default=default, metavar="T", help=f"questions (default: {' '.join(default)})"
     )
     arguments.add_argument(
         "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
     )
-    arguments.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the language model")
+    arguments.add_argument("--dtype", choices=LANGUAGE_DTYPES, default=LANGUAGE_DTYPES[0], help="of the language model")
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)")
 
 

@@ -37,7 +37,10 @@ VIDEO_SIZE, IMAGE_SIZE = (308, 308), (448, 448)
 NUM_FRAMES, NUM_SAMPLES = 8, 32
 PREFILL_LEN, KV_CACHE_LEN, PARALLEL, CHIP = 512, 1023, 32, "AX650"
 CHIPS = ("AX650", "AX620E")  # those that `pulsar2 build` and `pulsar2 llm_build` both know
+DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
+PROMPTS = (DESCRIBE, LOCATE)
 MAX_NEW_TOKENS = 128
+LANGUAGE_DTYPES = ("bfloat16", "float32")  # of the language model, where the host runs it
 
 # What is taken when nothing is given; for a trial of the commands only.
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

@@ -17,10 +17,6 @@ from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 
-DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
-DEFAULT_PROMPTS = (DESCRIBE, LOCATE)
-DTYPES = ("bfloat16", "float32")
-
 
 @dataclass(frozen=True)
 class Prompt:

@@ -26,6 +26,7 @@ from qwen_vl_axera.contract import (
     CHIP,
     DEMO_CLIP,
     DEMO_MODEL,
+    DESCRIBE,
     INPUTS,
     KV_CACHE_LEN,
     PREFILL_LEN,
@@ -195,7 +196,7 @@ class Preflight:
             yield Check("config coherence", "ok", f"fits a graph of {self.contract} and the archive")
 
     def _prompt(self) -> Iterator[Check]:
-        from qwen_vl_axera.fidelity.chat import DESCRIBE, prompt_token_count
+        from qwen_vl_axera.fidelity.chat import prompt_token_count
 
         plan = self.plan
         if not (self.workdir / CAPTURE).is_file():
