@@ -13,9 +13,8 @@ from preprocess import TEMPORAL_PATCH_SIZE, unpatchify
 from qwen_vl_axera.board.settings import VisionModel
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import CAPTURE, FIDELITY, KV_CACHE_LEN, PIXELS
+from qwen_vl_axera.contract import CAPTURE, FIDELITY, KV_CACHE_LEN, PIXELS, PROMPTS
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.chat import DEFAULT_PROMPTS
 from qwen_vl_axera.files import atomic_write, read_json, sha256_file, write_json
 from qwen_vl_axera.oracle.record import Capture, read_pixels
 
@@ -110,7 +109,7 @@ def _write_frames(folder: Path, workdir: Path, capture: Capture) -> list[str]:
 def _questions(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The questions with transformers' and the graph's answers, as far as fidelity.json has them of this clip."""
     path = workdir / FIDELITY
-    unanswered = [{"prompt": text, "complete": False, "transformers": None, "onnx": None} for text in DEFAULT_PROMPTS]
+    unanswered = [{"prompt": text, "complete": False, "transformers": None, "onnx": None} for text in PROMPTS]
     if not path.is_file():
         return unanswered, [f"check_board.py will have no answers to compare with: no {FIDELITY}; {NO_ANSWERS}"]
     fidelity = read_json(path)

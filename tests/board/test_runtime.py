@@ -9,7 +9,8 @@ from PIL import Image
 from preprocess import num_patches, num_tokens, patchify
 from qwen_vl_axera.board.settings import VisionModel, runtime_config
 from qwen_vl_axera.board.timing import time_settings
-from qwen_vl_axera.fidelity.chat import DEFAULT_PROMPTS, build_prompt, load_tokenizer
+from qwen_vl_axera.contract import PROMPTS
+from qwen_vl_axera.fidelity.chat import build_prompt, load_tokenizer
 from tests.board import runtime
 from tests.board.test_timing import capture
 
@@ -41,7 +42,7 @@ def test_a_directory_of_frames(tmp_path):
     assert names == ["0001.PNG", "0002.png", "0010.png", "2.webp"]
 
 
-@pytest.mark.parametrize("text", [*DEFAULT_PROMPTS, "What is in this video?"])
+@pytest.mark.parametrize("text", [*PROMPTS, "What is in this video?"])
 @pytest.mark.parametrize(
     ("size", "steps", "rate"),
     [((168, 168), 4, 4.0), ((308, 308), 4, 1.0), ((252, 336), 3, 0.8), ((56, 84), 1, 2.0), ((84, 56), 16, 2.5)],
