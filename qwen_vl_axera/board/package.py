@@ -103,9 +103,9 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
     capture = settings.find_capture(workdir)
     time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
-    parts += [layers, post, *_configurations(checkpoint, directory, models, prefill_len, time)]
+    names = settings.write_settings(checkpoint, directory, models, prefill_len, time)
     clip = write_clip(checkpoint, directory, workdir, capture, models)
-    parts.append(Part("frames and answers", clip.files))
+    parts += [layers, post, Part("runtime's settings", names), Part("frames and answers", clip.files)]
     for name in SCRIPTS:
         copy_file(Path(__file__).resolve().parents[2] / name, directory / name)
     parts.append(Part("scripts", list(SCRIPTS)))
@@ -217,19 +217,6 @@ def _vision(model: VisionModel, directory: Path, build_output: Path) -> Part:
     if built.is_file():
         copy_file(built, directory / model.file)
     return _present(directory, f"vision {model.directory}", [model.file], "pulsar2 build")
-
-
-def _configurations(
-    checkpoint: Checkpoint, directory: Path, models: list[VisionModel], prefill_len: int, time: TimeSettings
-) -> list[Part]:
-    names = []
-    for model in models:
-        (directory / model.directory).mkdir(exist_ok=True)
-        config = settings.runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, time)
-        for name, content in (("config.json", config), ("post_config.json", settings.POST_CONFIG)):
-            write_json(directory / model.directory / name, content)
-            names.append(f"{model.directory}/{name}")
-    return [Part("runtime's settings", names)] if models else []
 
 
 def _warnings(directory: Path, models: list[VisionModel], time: TimeSettings) -> list[str]:

@@ -13,8 +13,10 @@ from qwen_vl_axera.board.sizes import misreading
 from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.checkpoint.config import ModelConfig
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import write_json
 from qwen_vl_axera.oracle.record import Capture, read_capture
 
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
@@ -87,6 +89,20 @@ def runtime_config(
         "devices": [0],
         "sliding_window": 0,
     }
+
+
+def write_settings(
+    checkpoint: Checkpoint, directory: Path, models: list[VisionModel], prefill_len: int, time: TimeSettings
+) -> list[str]:
+    """Writes each vision model's two files into OUT, `directory`, and returns their paths under it."""
+    names = []
+    for model in models:
+        (directory / model.directory).mkdir(exist_ok=True)
+        config = runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, time)
+        for name, content in (("config.json", config), ("post_config.json", POST_CONFIG)):
+            write_json(directory / model.directory / name, content)
+            names.append(f"{model.directory}/{name}")
+    return names
 
 
 def find_capture(workdir: Path) -> Capture | None:
