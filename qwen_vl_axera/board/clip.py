@@ -53,6 +53,7 @@ def write_clip(
         left = f"; {CHECK}/ is left from an earlier run" if (folder / RECORD).is_file() else ""
         return TravellingClip([], [f"no frames for check_board.py: {reason}{left}"])
     folder.mkdir(exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)  # it never describes other frames
     names = _write_frames(folder, workdir, capture)
     questions, warnings = _questions(workdir)
     record = {
@@ -116,11 +117,11 @@ def _questions(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         if not fidelity["text"]:
             return unanswered, [f"check_board.py will have no answers to compare with; {NO_ANSWERS}"]
-        if fidelity["pixels_sha256"] != sha256_file(workdir / PIXELS):
+        if fidelity.get("pixels_sha256") != sha256_file(workdir / PIXELS):
             return unanswered, [f"{FIDELITY} is about another clip than {PIXELS}; {NO_ANSWERS}"]
         questions = [_question(entry) for entry in fidelity["text"]]
         failed = fidelity["passed"] is not True
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not usable ({type(error).__name__}: {error}); {NO_ANSWERS}") from None
     warnings = [f"{FIDELITY} says that the graph failed: the board will hardly do better"] if failed else []
     for prompt in (question["prompt"] for question in questions):

@@ -266,6 +266,10 @@ def test_a_capture_that_is_no_capture(place, model):
     refused(place.package(), 2, "capture.json")
     write_capture(place.work, fps=-1.0)
     refused(place.package(), 2, "second_per_grid_ts")
+    for change in ({"size": ("a", "b")}, {"size": (168,)}, {"size": (196, 168)}, {"indices": 3}):
+        value = asdict(capture()) | change
+        (place.work / "capture.json").write_text(json.dumps(value))
+        refused(place.package(), 2, "run_video_by_sec.py")
     (place.work / "capture.json").unlink()
     refused(place.package(), 2, "run_video_by_sec.py")
 
