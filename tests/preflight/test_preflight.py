@@ -19,11 +19,13 @@ from safetensors.numpy import save_file
 from bench.make_checkpoint import SHAPES, hub_config
 from preprocess import MEAN, STD, frames_to_patches, normalize, to_graph_input
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import DEMO_CLIP
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.preflight.archive import read_archive
 from qwen_vl_axera.preflight.checkpoint import checkpoint_checks
 from qwen_vl_axera.preflight.checks import Check, guarded, table
-from qwen_vl_axera.preflight.plan import Plan, Preflight, memory
+from qwen_vl_axera.preflight.machine import memory
+from qwen_vl_axera.preflight.plan import Plan, Preflight
 from tests.conftest import ROOT
 
 SIZE = 112, 84  # 8x6 patches
@@ -555,7 +557,7 @@ def test_disk(made, monkeypatch, free, status):
     [((64e9, 60e9), "ok"), ((16e9, 12e9), "warning"), ((64e9, 1e5), "failed"), ((None, 0), "warning")],
 )
 def test_memory(made, monkeypatch, sizes, status):
-    monkeypatch.setattr("qwen_vl_axera.preflight.plan.memory", lambda: sizes)
+    monkeypatch.setattr("qwen_vl_axera.preflight.machine.memory", lambda: sizes)
     (check,) = [check for check in made.checks() if check.name == "memory"]
     assert check.status == status
 
@@ -637,3 +639,12 @@ def test_an_empty_directory_fails_every_check_that_matters(run_script, tmp_path)
     done = run_script("preflight.py", tmp_path / "empty", "--workdir", tmp_path / "empty", "--json")
     failed = {check["name"] for check in json.loads(done.stdout)["checks"] if check["status"] == "failed"}
     assert done.returncode == 1 and {"checkpoint", "graph", "archive"} <= failed and "Traceback" not in done.stderr
+
+
+def test_calibration_from_the_demo_clip_is_a_warning(state):
+    manifest = state.workdir / "calib" / "manifest.json"
+    sample = {"file": "sample_00000.npy", "source": [str(DEMO_CLIP)], "frames": [0, 1]}
+    manifest.write_text(json.dumps({"size": list(SIZE), "samples": [sample]}))
+    assert "the demo clip" in state.bad()["archive origin"]
+    manifest.write_text(json.dumps({"size": list(SIZE), "samples": [sample | {"source": ["/elsewhere/clip.mp4"]}]}))
+    assert "archive origin" not in state.bad()
