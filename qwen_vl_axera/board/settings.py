@@ -117,6 +117,9 @@ def _read_capture(workdir: Path) -> Capture:
     capture = read_capture(workdir)
     numbers = (*capture.size, *capture.grid_thw)
     whole = len(numbers) == 5 and all(type(number) is int and number > 0 for number in numbers)
+    rates = capture.sample_fps, capture.second_per_grid_ts
+    if not all(type(rate) in (int, float) and 0 < rate < math.inf for rate in rates):
+        raise InputError(f"{Path(workdir) / CAPTURE}: sample_fps {rates[0]!r}: run run_video_by_sec.py again")
     if not whole or not isinstance(capture.indices, list) or num_patches(*capture.size) != math.prod(numbers[3:]):
         raise InputError(f"{Path(workdir) / CAPTURE}: malformed numbers; run run_video_by_sec.py again")
     return capture

@@ -24,6 +24,7 @@ from tests.talking import capture_and_export, make_talking
 
 QUESTIONS = ["what moves?", "描述这个视频."]
 TOKENS = 8
+SLOW = {"second_per_grid_ts": 600.0, "sample_fps": 2 / 600}  # fields of a capture
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_a_fidelity_file_that_is_none(talking, workdir, tmp_path, capsys, edit):
 def test_pixels_of_another_clip(talking, workdir, tmp_path, capsys):
     change(workdir / "capture.json", lambda value: value["indices"].pop(0) or value["indices"].pop(0))
     code, _, err = run_main(package_model.main, capsys, talking, tmp_path / "out", "--workdir", workdir)
-    assert code == 2 and "3 frames for 3 steps" in err
+    assert code == 2 and "run_video_by_sec.py again" in err
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_pixels_of_another_clip(talking, workdir, tmp_path, capsys):
     [
         (lambda capture, fidelity: fidelity["text"][0].update(prompt="Query: x"), "before the frames"),
         (lambda capture, fidelity: fidelity.update(passed=False), "the graph failed"),
-        (lambda capture, fidelity: capture.update(second_per_grid_ts=600.0), "stands at position 2400"),
+        (lambda capture, fidelity: capture.update(SLOW), "stands at position 2400"),
     ],
 )
 def test_warnings(talking, workdir, tmp_path, capsys, edit, word):
@@ -231,7 +232,7 @@ def test_warnings(talking, workdir, tmp_path, capsys, edit, word):
 
 
 def test_preflight_warns_of_a_clip_that_lasts_too_long(talking, workdir, capsys):
-    change(workdir / "capture.json", lambda value: value.update(second_per_grid_ts=600.0))
+    change(workdir / "capture.json", lambda value: value.update(SLOW))
     _, out, _ = run_main(preflight.main, capsys, talking, "--workdir", workdir)
     assert "WARNING clip length" in out and "position 2400" in out
     _, out, _ = run_main(preflight.main, capsys, talking, "--workdir", workdir, "--kv-cache-len", 2600)

@@ -264,8 +264,10 @@ def test_a_capture_that_is_no_capture(place, model):
     place.build_all()
     (place.work / "capture.json").write_text("{")
     refused(place.package(), 2, "capture.json")
-    write_capture(place.work, fps=-1.0)
-    refused(place.package(), 2, "second_per_grid_ts")
+    write_capture(place.work)
+    text = (place.work / "capture.json").read_text()
+    (place.work / "capture.json").write_text(text.replace('"sample_fps": 4.0', '"sample_fps": -1.0'))
+    refused(place.package(), 2, "sample_fps")
     for change in ({"size": ("a", "b")}, {"size": (168,)}, {"size": (196, 168)}, {"indices": 3}):
         value = asdict(capture()) | change
         (place.work / "capture.json").write_text(json.dumps(value))

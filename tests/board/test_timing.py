@@ -1,6 +1,8 @@
 """The pair of settings for the time axis: the runtime's arithmetic against transformers' positions."""
 
 import re
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +17,9 @@ from tests.board import runtime
 RATES = [0.05, 0.1, 1 / 3, 0.4, 0.8, 0.9, 1, 1.5, 2, 2.5, 4, 4.7, 7.3, 24000 / 1001, 25, 29.97, 30, 60, 128, 240]
 
 
-def capture(rate: float, steps: int = 8, **changes) -> Capture:
-    fields = {"sample_fps": rate, "second_per_grid_ts": 2 / rate, "grid_thw": (steps, 12, 12)} | changes
-    return Capture((168, 168), kind="frames", source=["clip"], indices=[], checkpoint="tiny", versions={}, **fields)
+def capture(rate: float, steps: int = 8) -> Capture:
+    grid, rate = (steps, 12, 12), float(rate)
+    return Capture((168, 168), grid, "frames", ["clip"], list(range(2 * steps)), rate, 2 / rate, "tiny", {})
 
 
 def transformers_positions(rate: float, steps: int) -> list[int]:
@@ -114,4 +116,4 @@ def test_without_a_capture():
 )
 def test_a_capture_that_is_none(changes):
     with pytest.raises(InputError, match=r"run run_video_by_sec\.py again"):
-        time_settings(capture(1.0, **changes), 2)
+        time_settings(SimpleNamespace(**(asdict(capture(1.0)) | changes)), 2)
