@@ -14,12 +14,14 @@ import numpy as np
 from preprocess import MERGE_SIZE
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.chat import LanguageModel
 from qwen_vl_axera.fidelity.metrics import compare, token_cosine_distances, token_rms
 from qwen_vl_axera.fidelity.runtime import OnnxTower
 from qwen_vl_axera.fidelity.text import check_text
 from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth, keeps
+from qwen_vl_axera.files import sha256_file
 from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_exact, read_oracle, read_pixels
@@ -287,6 +289,7 @@ def verify(
     reports = [graph.report() for graph in tested]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
     report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    report |= {"pixels_sha256": sha256_file(Path(workdir) / PIXELS)}  # which clip this is about
     return report, token_maps(tested, judge, token_grid(capture))
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.files import plain, read_record
-from qwen_vl_axera.record import Amount, Count, Positive, Text, record
+from qwen_vl_axera.record import Amount, Count, Positive, Sha256, Text, record
 
 
 @record
@@ -128,24 +128,38 @@ class Difference:
 
 @record
 class Answer:
-    """Greedy text from transformers' features and from the graph's; `tokens` counts the former."""
+    """Greedy text from transformers' features and from the graph's.
+
+    Attributes:
+        prompt: the question.
+        reference, onnx: the words.
+        tokens: of the reference.
+        equal: token by token.
+        reference_ids, onnx_ids: the tokens, a stop token included.
+        complete: whether the reference ended by itself.
+        first_difference: where they differ.
+    """
 
     prompt: str
     reference: str
     onnx: str
     tokens: Count
     equal: bool
+    reference_ids: list[Count]
+    onnx_ids: list[Count]
+    complete: bool
     first_difference: Difference | None = None
 
 
 @record
 class Fidelity:
-    """`fidelity.json`: the gate's verdict and its figures."""
+    """`fidelity.json`: the gate's verdict and its figures; `pixels_sha256` says of which clip."""
 
     passed: bool
     thresholds: Thresholds
     graphs: list[Graph]
     text: list[Answer]
+    pixels_sha256: Sha256
 
     @property
     def holds(self) -> bool:

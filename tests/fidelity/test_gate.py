@@ -73,7 +73,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
     done = run_script("test_onnx_video_by_sec.py", talking, *flags, cwd=workdir)
     assert (done.returncode, done.stderr) == (0, "")
     report = read_report(workdir / "fidelity.json")
-    assert set(report) == {"passed", "thresholds", "graphs", "text"}
+    assert set(report) == {"passed", "thresholds", "graphs", "text", "pixels_sha256"}
     assert report["passed"] is True
     assert report["thresholds"] == THRESHOLDS
     assert [graph["file"] for graph in report["graphs"]] == ["tiny_vision.onnx", "tiny_vision_uint8.onnx"]
@@ -92,7 +92,9 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
             assert 0.2 < exact["ratio"] < THRESHOLDS["error_ratio"]
     assert [entry["prompt"] for entry in report["text"]] == [DESCRIBE, LOCATE]
     for entry in report["text"]:
-        assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal"}
+        assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal", "reference_ids", "onnx_ids", "complete"}
+        assert entry["reference_ids"] == entry["onnx_ids"] and len(entry["onnx_ids"]) == 10
+        assert entry["complete"] is False  # ten tokens were asked for
         assert entry["equal"] is True
         assert entry["reference"] == entry["onnx"] != ""
         assert entry["tokens"] == 10
@@ -206,7 +208,7 @@ def test_errors_of_each_token(capsys, talking, workdir):
     first = (workdir / "fidelity_tokens.npz").read_bytes()
     report, capture = read_report(workdir / "fidelity.json"), read_capture(workdir)
     with np.load(workdir / "fidelity_tokens.npz", allow_pickle=False) as maps:
-        assert set(maps) == {
+        assert {name for name in maps if not name.endswith("/sha256")} == {
             f"{name}/{kind}"
             for name in ("tiny_vision.onnx", "tiny_vision_uint8.onnx")
             for kind in ("cosine_distance", "error_ratio")
@@ -274,7 +276,7 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
     assert run(capsys, talking, "--workdir", workdir, "--onnx", graph, "--report", other)[0] == 0
     assert [entry["file"] for entry in read_report(other)["graphs"]] == [graph.name]
     assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
-    assert (tmp_path / "fidelity_tokens.npz").is_file()
+    assert (tmp_path / "报告 1_tokens.npz").is_file()
 
 
 def test_another_clip(capsys, talking, workdir, exported, tmp_path):
@@ -340,7 +342,8 @@ def refused(result, words):
 def test_without_the_steps_before(run_script, capsys, talking, exported, tmp_path):
     """Each message names the command that makes what is missing."""
     done = run_script("test_onnx_video_by_sec.py", talking, "--workdir", tmp_path / "new")
-    refused((done.returncode, done.stdout, done.stderr), "run export.py CKPT video first")
+    refused((done.returncode, done.stdout, done.stderr), "expected the one that export.py wrote to")
+    assert not (tmp_path / "new").exists()
     workdir = shutil.copytree(exported, tmp_path / "work")
     for name, words in (
         ("tiny_vision_uint8.onnx", "run export.py CKPT video first"),

@@ -256,6 +256,7 @@ def change_exact(fidelity, **figures):
         lambda report: report.update(graphs=[]),
         lambda report: report["text"].append(
             {"prompt": "?", "reference": "left", "onnx": "right", "tokens": 2, "equal": False}
+            | {"reference_ids": [1, 2], "onnx_ids": [3, 2], "complete": True}
         ),
     ],
 )
@@ -304,6 +305,7 @@ def test_errors_of_something_else_are_said_and_not_drawn(workdir, tiny, spoil, w
 
 def test_text_and_compiled_model_are_shown(workdir, tiny):
     answer = {"prompt": "描述这个视频.", "reference": "一只猫", "onnx": "一只猫", "tokens": 3, "equal": True}
+    answer |= {"reference_ids": [1, 2, 3], "onnx_ids": [1, 2, 3], "complete": True}
     sides = {
         "reference": {"id": 7, "text": "左", "probability": 0.5},
         "onnx": {"id": 8, "text": "右", "probability": 0.25},
