@@ -205,10 +205,10 @@ def test_errors_of_each_token(capsys, talking, workdir):
     first = (workdir / "fidelity_tokens.npz").read_bytes()
     report, capture = read_report(workdir / "fidelity.json"), read_capture(workdir)
     with np.load(workdir / "fidelity_tokens.npz", allow_pickle=False) as maps:
-        assert set(maps) == {
+        assert set(maps) == {"vit_out.npy/sha256"} | {
             f"{name}/{kind}"
             for name in ("tiny_vision.onnx", "tiny_vision_uint8.onnx")
-            for kind in ("cosine_distance", "error_ratio")
+            for kind in ("cosine_distance", "error_ratio", "sha256")
         }
         for graph in report["graphs"]:
             distance, ratios = (maps[f"{graph['file']}/{kind}"] for kind in ("cosine_distance", "error_ratio"))
@@ -273,7 +273,7 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
     assert run(capsys, talking, "--workdir", workdir, "--onnx", graph, "--report", other)[0] == 0
     assert [entry["file"] for entry in read_report(other)["graphs"]] == [graph.name]
     assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
-    assert (tmp_path / "fidelity_tokens.npz").is_file()
+    assert (tmp_path / "报告 1_tokens.npz").is_file()
 
 
 def test_another_clip(capsys, talking, workdir, exported, tmp_path):
