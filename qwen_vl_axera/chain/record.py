@@ -41,7 +41,7 @@ def read_steps(path: Path) -> list[StepCost]:
 
 
 def add_step(path: Path, cost: StepCost) -> None:
-    """Adds a step's entry to `steps.json`, in place of an earlier one of the same name; an unusable file is replaced."""
+    """Adds a step's entry to `steps.json`, in place of its earlier one; an unusable file is begun anew."""
     try:
         others = [entry for entry in read_steps(path) if entry.name != cost.name]
     except InputError:
