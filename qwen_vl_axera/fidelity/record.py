@@ -33,11 +33,13 @@ class GraphErrors(StepErrors):
     """Errors of all exact steps together.
 
     Attributes:
-        token_ratio: of the worst token.
+        typical_token_ratio: of the median token.
+        worst_token_ratio: of the worst token.
         float32_runs: of transformers, that its own error was measured with.
     """
 
-    token_ratio: Amount
+    typical_token_ratio: Amount
+    worst_token_ratio: Amount
     float32_runs: Positive
 
 
@@ -71,10 +73,15 @@ class Step(Figures):
 
 @record
 class Thresholds:
-    """The largest ratios of errors that pass: over all exact steps, and of a token."""
+    """The largest ratios that pass: over all exact steps, of the median token, and of the worst."""
 
-    error_ratio: Amount
-    token_error_ratio: Amount
+    ratio: Amount
+    typical_token_ratio: Amount
+    worst_token_ratio: Amount
+
+    def keeps(self, errors: GraphErrors) -> bool:
+        """Whether a graph's errors are within them."""
+        return within(plain(errors), plain(self))
 
 
 @record
@@ -103,8 +110,7 @@ class Graph:
             and bool(self.steps)
             and all(step.holds for step in self.steps)
             and self.exact is not None
-            and self.exact.ratio <= thresholds.error_ratio
-            and self.exact.token_ratio <= thresholds.token_error_ratio
+            and thresholds.keeps(self.exact)
         )
 
 
