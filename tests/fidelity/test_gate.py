@@ -241,7 +241,7 @@ def refused(result, words):
 def test_without_the_steps_before(run_script, capsys, talking, exported, tmp_path):
     """Each message names the command that makes what is missing."""
     done = run_script("test_onnx_video_by_sec.py", talking, "--workdir", tmp_path / "new")
-    refused((done.returncode, done.stdout, done.stderr), "run export.py CKPT video first")
+    refused((done.returncode, done.stdout, done.stderr), "no such directory; expected the one that export.py wrote to")
     workdir = shutil.copytree(exported, tmp_path / "work")
     for name, words in (
         ("tiny_vision_uint8.onnx", "run export.py CKPT video first"),
