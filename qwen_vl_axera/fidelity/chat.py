@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
-from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 
 
@@ -156,6 +156,7 @@ class LanguageModel:
 
         Raises:
             InputError: the number of features is not the number of pads.
+            CheckFailed: the model gives NaN or infinite logits.
         """
         import torch
 
@@ -185,6 +186,8 @@ class LanguageModel:
                     **{cached: cache},
                 )
                 probabilities = output.logits[0, -1].float().softmax(-1)
+                if not probabilities.isfinite().all():
+                    raise CheckFailed(f"the language model's logits of token {len(tokens)} are not finite")
                 best = int(probabilities.argmax())
                 tokens.append(Token(best, float(probabilities[best])))
                 stage.advance()

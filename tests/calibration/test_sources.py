@@ -14,7 +14,7 @@ import get_calib
 from preprocess import frames_to_patches
 from qwen_vl_axera.calibration.sources import Source, open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import write_array, write_json
+from qwen_vl_axera.files import write_array, write_record
 from qwen_vl_axera.oracle.record import Capture
 from tests.calibration.calibrate import SIZE, calibrate
 
@@ -77,8 +77,9 @@ def test_directories(media, tmp_path):
 
 def write_capture(workdir: Path, kind: str, source: list[Path], pixels: np.ndarray | None = None) -> None:
     workdir.mkdir(exist_ok=True)
-    capture = Capture((56, 84), (3, 4, 6), kind, [str(path) for path in source], [0, 1], 2.0, 1.0, "tiny", {})
-    write_json(workdir / "capture.json", capture.__dict__)
+    paths = [str(path) for path in source]
+    capture = Capture((56, 84), (3, 4, 6), kind, paths, list(range(6)), 2.0, 1.0, "tiny", {}, [0, 2])
+    write_record(workdir / "capture.json", Capture, capture)
     if pixels is not None:
         write_array(workdir / "pixels.npy", pixels)
 

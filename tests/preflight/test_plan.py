@@ -8,7 +8,7 @@ import pytest
 from qwen_vl_axera.contract import DEMO_CLIP
 from qwen_vl_axera.preflight.plan import Plan, Preflight
 from tests.conftest import ROOT
-from tests.preflight.state import STAND_IN
+from tests.preflight.state import SIZE, STAND_IN
 
 
 def test_a_good_state_passes(made):
@@ -102,12 +102,17 @@ def test_no_tokenizer(state):
 
 def test_the_demo_clip_is_no_calibration_for_another_model(state):
     """get_calib.py takes the demo clip when it is told nothing."""
-    manifest = state.workdir / "calib" / "manifest.json"
-    sources = {"samples": [{"source": [str(DEMO_CLIP)]}] * 2}
-    manifest.write_text(json.dumps(sources))
+
+    def samples_from(*sources: str) -> None:
+        entry = {"file": "sample_00000.npy", "frames": [0, 1], "timestamps": None, "sha256": "0" * 64}
+        samples = [entry | {"source": [source]} for source in sources]
+        manifest = {"format": "numpy", "size": list(SIZE), "num_samples": len(samples), "nearly_identical": 0}
+        manifest |= {"archive": {"file": "hidden_states.tar", "bytes": 1}, "samples": samples}
+        (state.workdir / "calib" / "manifest.json").write_text(json.dumps(manifest))
+
+    samples_from(str(DEMO_CLIP), str(DEMO_CLIP))
     assert "every sample is a frame of the demo clip" in state.bad()["archive origin"]
-    sources["samples"].append({"source": ["holiday.mp4"]})
-    manifest.write_text(json.dumps(sources))
+    samples_from(str(DEMO_CLIP), "holiday.mp4")
     assert state.bad() == {}
 
 
