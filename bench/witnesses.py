@@ -1,11 +1,12 @@
 """Checkpoints that quantise badly in a known way, derived from one that does not.
 
-    python bench/witnesses.py CKPT DIR {massive,channels,pca} --video PATH [--size H W]
+    python bench/witnesses.py CKPT DIR {massive,channels,pca,rotated} --video PATH [--size H W]
 
 `massive` plants what large vision towers have and small ones lack: hidden units of an early block fire on a few
 per cent of the patches and write a thousand times the median into three channels, a late block takes it back, and the
 last block's down_proj sees an input of thousands. `channels` lifts eight channels of every token to 40 to 80 times the
-median. `pca` rotates the residual stream into the basis of its own variance, exactly but for the rounding of weights.
+median. `pca` rotates the residual stream into the basis of its own variance, exactly but for the rounding of weights;
+`rotated` into a random one, the remedy against loud channels.
 Writes: DIR, a checkpoint like CKPT. Each is judged against its own float network.
 """
 
@@ -32,6 +33,7 @@ DIRECTIONS = 16  # of the activations' variance, among which the one with the cl
 SPIKE = 3000.0  # the last block's largest down_proj input
 LOUD_CHANNELS, LOUDNESS = 8, (40.0, 80.0)  # how many channels `channels` lifts, and between which ratios
 
+KINDS = ("massive", "channels", "pca", "rotated")
 Tensors = dict[str, np.ndarray]
 
 
@@ -145,13 +147,18 @@ def pca_rotation(residual: np.ndarray) -> np.ndarray:
     return np.linalg.svd(residual.astype(np.float64), full_matrices=False)[2]
 
 
+def random_rotation(channels: int, seed: int = 0) -> np.ndarray:
+    """A seeded orthogonal matrix, float64 (C, C)."""
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(channels, channels)))[0]
+
+
 def make_witness(source: Path, target: Path, kind: str, video: Path, size: tuple[int, int] | None = None) -> None:
     """Writes a derived checkpoint.
 
     Args:
         source: a Qwen2.5-VL checkpoint.
         target: an empty or absent directory.
-        kind: "massive", "channels" or "pca".
+        kind: one of KINDS.
         video: frames on which the tower is looked at.
         size: height and width; default: what the clip gives.
     """
@@ -177,6 +184,8 @@ def make_witness(source: Path, target: Path, kind: str, video: Path, size: tuple
         plant_massive_tokens(tensors, activations, depth)
     elif kind == "channels":
         lift_channels(tensors, activations)
+    elif kind == "rotated":
+        rotate(tensors, random_rotation(checkpoint.config.vision.hidden_size), depth)
     else:
         residual = activations(tensors, {f"blocks.{depth // 2}.add_1"})[f"blocks.{depth // 2}.add_1"]
         rotate(tensors, pca_rotation(residual), depth)
@@ -226,7 +235,7 @@ def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
     parser.add_argument("target", metavar="DIR", type=Path)
-    parser.add_argument("kind", choices=("massive", "channels", "pca"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--video", type=Path, required=True, metavar="PATH", help="frames to look at the tower with")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"))
     return parser
