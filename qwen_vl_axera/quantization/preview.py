@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.schema import BuildConfig, load_config
-from qwen_vl_axera.contract import ARCHIVE, CALIB
+from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, QUANTIZATION
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, sha256_file, write_json
 from qwen_vl_axera.graph.files import load_graph, read_spec
@@ -23,7 +23,6 @@ from qwen_vl_axera.quantization.plan import Plan, read_plan, uniform
 from qwen_vl_axera.quantization.search import PROGRESS_FILE, TARGET_LOSS, mixed_layer_configs, mixed_plan, search
 from qwen_vl_axera.quantization.simulation import Simulation
 
-REPORT, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"
 MOST_STEPS = 16  # evaluated at most: every step's residual stream is kept, 80 MB at 308x308
 
 # What the simulation takes for granted, and how it is known: M measured on a card, C seen in compiled models, D the
@@ -139,7 +138,7 @@ def preview(request: Request) -> dict[str, Any]:
         if len(simulation.steps) < sum(len(clip.pixels) for clip in clips):
             raise InputError(f"--generate needs every step: give clips of at most {MOST_STEPS} steps together")
         report["text"] = answers(request, clips, {"float": simulation.reference, **features})
-    write_json(workdir / REPORT, report)
+    write_json(workdir / QUANTIZATION, report)
     return report
 
 
