@@ -86,7 +86,11 @@ def preview(request: Request) -> dict[str, Any]:
     spec = read_spec(load_graph(path), path)
     network = Network(path, [name for name in FUSIONS if name not in request.unfused])
     recipe = load_config(CONFIGS[spec.input])
-    plans = _plans(network, recipe, request.configs)  # read first: a typing error should not cost a calibration
+    # Read first: a typing error should not cost a calibration.
+    plans = _plans(network, recipe, request.configs)
+    if (workdir / MIXED_CONFIG).is_file() and not request.search:  # of an earlier search
+        found = load_config(workdir / MIXED_CONFIG)
+        plans["mixed"] = _layer_configs(found), read_plan(network, found)
     samples = sampling.calibration_samples(recipe, workdir, spec.input, network.shapes[network.input])
     grid = request.checkpoint.config.vision.grid(spec.size)
     clips = sampling.evaluation_clips(request.evaluate, workdir, spec.size, grid)
