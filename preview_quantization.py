@@ -32,7 +32,7 @@ def build_parser():
     )
     parser.add_argument("--search", action="store_true", help="find the largest share of 8 bits within --target-loss")
     parser.add_argument(
-        "--target-loss", type=_loss, default=0.005, metavar="X", help="cosine below the floor (default: 0.005)"
+        "--target-loss", type=loss, default=0.005, metavar="X", help="cosine below the floor (default: 0.005)"
     )
     parser.add_argument(
         "--unfused",
@@ -48,7 +48,7 @@ def build_parser():
     return parser
 
 
-def _loss(text: str) -> float:
+def loss(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise ValueError
