@@ -5,7 +5,7 @@
 #
 #   CKPT         directory of the checkpoint
 #   VIDEO...     video files, directories of frames, or pictures: the first is tested with, all calibrate
-#                (default: the demo clip of assets/)
+#                (default: the demo clip of assets/, whose ranges fit no real scene)
 #   --demo       the demo model and clip of assets/; needs no checkpoint
 #   --host-only  no NPU build is wanted: the host steps only
 #   --dry-run    print the commands, run nothing
@@ -20,8 +20,11 @@
 #   SIZE ("H W"; from the video)   NUM_FRAMES (8)   FPS   NUM_SAMPLES (32, for calibration)   GENERATE (0; 1
 #   compares text, too)   PREFILL_LEN (512)   KV_CACHE_LEN (1023)   PARALLEL (32)   CHIP (AX650)   PULSAR2
 set -euo pipefail
+unset CDPATH # a `cd` would print, and might lead elsewhere
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+# ---- arguments
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 say() { printf '\n== %s\n' "$*"; }
@@ -48,48 +51,47 @@ done
 WORKDIR=$(safe "${WORKDIR:-$PWD}")
 if [ "$DEMO" = 1 ]; then
     [ ${#PATHS[@]} = 0 ] || fail "--demo brings its own checkpoint and clip; leave out ${PATHS[0]}"
-    CKPT=$ROOT/assets/demo_model
+    PATHS=("$ROOT/assets/demo_model")
     OUT=${OUT:-$WORKDIR/demo_model-AX650}
-    SIZE=${SIZE:-168 168} NUM_FRAMES=${NUM_FRAMES:-8} GENERATE=${GENERATE:-1}
-else
-    [ ${#PATHS[@]} -gt 0 ] || fail "expected a checkpoint directory, or --demo (--help explains)"
-    CKPT=${PATHS[0]%/}
-    PATHS=("${PATHS[@]:1}")
-    OUT=${OUT:-$CKPT-AX650}
+    export SIZE=${SIZE:-168 168} NUM_FRAMES=${NUM_FRAMES:-8} GENERATE=${GENERATE:-1}
 fi
+[ ${#PATHS[@]} -gt 0 ] || fail "expected a checkpoint directory, or --demo (--help explains)"
+CKPT=${PATHS[0]%/}
+VIDEOS=("${PATHS[@]:1}")
 [ -d "$CKPT" ] || fail "$CKPT: expected a directory with a Qwen2.5-VL checkpoint, found none"
-[ ${#PATHS[@]} -gt 0 ] && VIDEOS=("${PATHS[@]}") || VIDEOS=("$ROOT/assets/demo.mp4")
-for video in "${VIDEOS[@]}"; do [ -e "$video" ] || fail "$video: no such file or directory"; done
-OUT=$(safe "$OUT")
+if [ ${#VIDEOS[@]} = 0 ]; then
+    VIDEOS=("$ROOT/assets/demo.mp4")
+    [ "$DEMO" = 1 ] || printf 'note: no video given: %s is captured and calibrates, for a trial only\n' "${VIDEOS[0]}" >&2
+fi
+OUT=$(safe "${OUT:-$CKPT-AX650}")
+CONFIG=$ROOT/config_video.json
 NAME=$(basename -- "$(cd -- "$CKPT" && pwd -P)")
+GRAPH=$WORKDIR/${NAME}_vision
+AXMODEL=$OUT/${NAME}_vision.axmodel
+
+# ---- the environment, the variables, the compiler
+
 VENV=${VENV:-$ROOT/.venv}
 PY=$VENV/bin/python
-HOST_PY=$PY
-[ -x "$PY" ] || HOST_PY=${PYTHON:-python3} # a dry run before the environment exists
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-GRAPH=$WORKDIR/${NAME}_vision
-CLIP=() SIZE_FLAG=()
-[ -z "${NUM_FRAMES:-}" ] || CLIP+=(--num-frames "$NUM_FRAMES")
-[ -z "${FPS:-}" ] || CLIP+=(--fps "$FPS")
-# shellcheck disable=SC2206  # two numbers, split on purpose
-[ -z "${SIZE:-}" ] || SIZE_FLAG=(--size $SIZE)
-TEXT=()
-[ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
-LLM=(--prefill-len "${PREFILL_LEN:-512}" --kv-cache-len "${KV_CACHE_LEN:-1023}")
-NPU=(--chip "${CHIP:-AX650}" --workdir "$WORKDIR")
 
-run() { # prints the command in a dry run
-    if [ "$DRY_RUN" = 1 ]; then printf '%q ' "$@"; printf '\n'; else "$@"; fi
+CHILD=""
+run() { # runs a command that SIGTERM and Ctrl-C reach; in a dry run, prints it
+    if [ "$DRY_RUN" = 1 ]; then printf '%q ' "$@"; printf '\n'; return; fi
+    "$@" <&0 &
+    CHILD=$!
+    local code=0
+    wait "$CHILD" || code=$?
+    CHILD=""
+    return "$code"
 }
-step() { # step NAME [--input P]... [--output P]... -- COMMAND: runs it, or skips it when it is up to date
-    if [ "$DRY_RUN" = 1 ]; then
-        while [ "$1" != -- ]; do shift; done
-        shift
-        run "$@"
-    else
-        "$PY" -m qwen_vl_axera.chain.steps --lock-fd 9 --workdir "$WORKDIR" --mode "$MODE" --summary "$WORKDIR/steps.json" --name "$@"
-    fi
+stopped() { # a signal came: the child cleans up, then this ends, too
+    trap '' INT TERM HUP
+    [ -z "$CHILD" ] || { kill -TERM "$CHILD" 2> /dev/null || true; wait "$CHILD" || true; }
+    exit "$1"
 }
+trap 'stopped 130' INT
+trap 'stopped 143' TERM HUP
 
 if [ ! -x "$PY" ]; then
     say "environment: $VENV"
@@ -98,127 +100,120 @@ fi
 if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/chain/requirements.py" "$ROOT/requirements.txt" 2> /dev/null; then
     run "$PY" -m pip install --quiet -r "$ROOT/requirements.txt"
 fi
-run mkdir -p -- "$WORKDIR/.steps" "$OUT"
-# Held until the end: two runs in one work directory would overwrite each other's files.
-[ "$DRY_RUN" = 1 ] || exec 9>> "$WORKDIR/.steps/lock"
+CHAIN_PY=$PY
+[ -x "$PY" ] || CHAIN_PY=${PYTHON:-python3} # a dry run before the environment exists
+PLACE=("$CKPT" "${VIDEOS[@]}" --workdir "$WORKDIR" --out "$OUT" --config "$CONFIG")
 
-NPU_BUILD=0 COMPLETE=() COMMANDS=$WORKDIR/pulsar2_commands.sh
-if [ "$HOST_ONLY" = 1 ]; then
-    WHY="--host-only"
-elif [ -n "${PULSAR2:-}" ] || command -v pulsar2 > /dev/null; then
-    NPU_BUILD=1 COMPLETE=(--require-complete)
-    # Asked now: a compiler that is not there must not be noticed after everything else.
-    if [ "$DRY_RUN" = 0 ]; then
-        COMPILER=$("$PY" -m qwen_vl_axera.compiler version)
-        printf 'NPU compiler: %s\n' "$COMPILER"
-    fi
-else
+NPU_BUILD=0 COMPILER="" CHECK=() COMPLETE=() WHY="--host-only"
+if [ "$HOST_ONLY" = 0 ]; then
     WHY="no pulsar2 on PATH, and PULSAR2 is not set"
+    if [ -n "${PULSAR2:-}" ] || command -v pulsar2 > /dev/null; then
+        NPU_BUILD=1 COMPLETE=(--require-complete)
+        # Asked now: a compiler that is not there must not be noticed after everything else.
+        CHECK=(--ask)
+    fi
 fi
+if [ "$DRY_RUN" = 1 ]; then CHECK=(); else CHECK+=(--make); fi
+COMPILER=$("$CHAIN_PY" -m qwen_vl_axera.chain check "${PLACE[@]}" "${CHECK[@]}")
+[ -z "$COMPILER" ] || printf 'NPU compiler: %s\n' "$COMPILER"
 
+flags() { # flags ARRAY [VARIABLE --FLAG]...: the flags of those variables that are set
+    local -n array=$1
+    shift
+    array=()
+    while [ $# -gt 0 ]; do
+        # shellcheck disable=SC2206  # SIZE is two words, split on purpose
+        [ -z "${!1:-}" ] || array+=("$2" ${!1})
+        shift 2
+    done
+}
+flags CLIP_FLAGS NUM_FRAMES --num-frames FPS --fps SIZE --size
+flags CALIB_FLAGS NUM_SAMPLES --num-samples
+flags CHIP_FLAGS CHIP --chip
+flags LENGTHS PREFILL_LEN --prefill-len KV_CACHE_LEN --kv-cache-len
+flags PARALLEL_FLAGS PARALLEL --parallel
+TEXT=()
+[ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
+
+step() { # step NAME COMMAND...: runs it, or skips it; qwen_vl_axera/chain/steps.py knows what it reads and writes
+    local name=$1
+    shift
+    if [ "$DRY_RUN" = 1 ]; then run "$@"; return; fi
+    run "$PY" -m qwen_vl_axera.chain step "$name" "${PLACE[@]}" --mode "$MODE" "--compiler=$COMPILER" -- "$@"
+}
+
+if [ "$DRY_RUN" = 0 ]; then
+    # Held until the end, by every child, too: two runs in one work directory would overwrite each other's files.
+    exec 9>> "$WORKDIR/.steps/lock"
+    flock -n 9 || fail "another run is at work in $WORKDIR: wait for it or end it"
+fi
 # A failed check is worth a page, too; the exit code stays the step's.
-failed() {
-    code=$?
+finish() {
+    local code=$?
+    flock -u 9 # a daemon that some command left behind must not keep it
     if [ "$code" = 1 ] && [ -f "$WORKDIR/capture.json" ]; then
         "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR" >&2 || true
     fi
     exit "$code"
 }
-[ "$DRY_RUN" = 1 ] || trap failed EXIT
+[ "$DRY_RUN" = 1 ] || trap finish EXIT
 
-inputs=()
-for video in "${VIDEOS[@]}"; do inputs+=(--input "$video"); done
+# ---- the chain
 
 say "1 transformers' vision tower, step by step"
-step capture --checkpoint "$CKPT" --input "${VIDEOS[0]}" --output "$WORKDIR/capture.json" \
-    --output "$WORKDIR/pixels.npy" --output "$WORKDIR/vit_out.npy" --output "$WORKDIR/hidden_states.pth" \
-    -- "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" --video "${VIDEOS[0]}" \
-    ${CLIP[@]+"${CLIP[@]}"} ${SIZE_FLAG[@]+"${SIZE_FLAG[@]}"} --workdir "$WORKDIR"
+step capture "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" --video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}" \
+    --workdir "$WORKDIR"
 
 say "2 PyTorch -> ONNX"
-step export --checkpoint "$CKPT" --input "$WORKDIR/capture.json" \
-    --output "$GRAPH.onnx" --output "${GRAPH}_uint8.onnx" --output "$GRAPH.onnx.data" \
-    -- "$PY" "$ROOT/export.py" "$CKPT" video --workdir "$WORKDIR"
+step export "$PY" "$ROOT/export.py" "$CKPT" video --workdir "$WORKDIR"
 
 say "3 ONNX in the vision tower's place"
-step fidelity --checkpoint "$CKPT" --input "$WORKDIR/pixels.npy" --input "$WORKDIR/vit_out.npy" \
-    --input "$GRAPH.onnx" --input "${GRAPH}_uint8.onnx" --input "$GRAPH.onnx.data" --output "$WORKDIR/fidelity.json" \
-    -- "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" ${TEXT[@]+"${TEXT[@]}"} --workdir "$WORKDIR"
+step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" "${TEXT[@]}" --workdir "$WORKDIR"
 
 say "4 calibration set"
-step calibration "${inputs[@]}" --input "$WORKDIR/capture.json" \
-    --output "$WORKDIR/calib/hidden_states.tar" --output "$WORKDIR/calib/manifest.json" \
-    -- "$PY" "$ROOT/get_calib.py" --inputs "${VIDEOS[@]}" --num-samples "${NUM_SAMPLES:-32}" --workdir "$WORKDIR"
-
-CONFIG=$ROOT/config_video.json
-PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --workdir "$WORKDIR" "${LLM[@]}")
-BUILD=("$PY" -m qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" "${NPU[@]}")
-LLM_BUILD=("$PY" -m qwen_vl_axera.compiler llm_build "$CKPT" "$OUT" "${LLM[@]}"
-    --parallel "${PARALLEL:-32}" --chip "${CHIP:-AX650}")
-AXMODEL=${NAME}_vision.axmodel
+step calibration "$PY" "$ROOT/get_calib.py" --inputs "${VIDEOS[@]}" "${CALIB_FLAGS[@]}" --workdir "$WORKDIR"
 
 say "is everything in place for the compiler?"
+PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --out "$OUT" --workdir "$WORKDIR" \
+    "${LENGTHS[@]}" "${CHIP_FLAGS[@]}")
 # Without the compiler the table is information; with it, a failed check stops here.
 if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" || true; fi
 
+BUILD=(build "$GRAPH.onnx" --config "$CONFIG" --workdir "$WORKDIR" "${CHIP_FLAGS[@]}")
+LLM_BUILD=(llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${PARALLEL_FLAGS[@]}" "${CHIP_FLAGS[@]}")
 if [ "$NPU_BUILD" = 1 ]; then
     say "vision graph -> NPU"
-    step npu-vision --input "$GRAPH.onnx" --input "$GRAPH.onnx.data" --input "$CONFIG" --env PULSAR2 \
-        --input "$WORKDIR/calib/hidden_states.tar" --output "$OUT/$AXMODEL" \
-        -- "${BUILD[@]}" --deliver "$OUT/$AXMODEL"
+    step npu-vision "$PY" -m qwen_vl_axera.compiler "${BUILD[@]}" --deliver "$AXMODEL"
+
     say "compiled model against ONNX"
-    step npu-fidelity --input "$OUT/$AXMODEL" --input "$WORKDIR/pixels.npy" --input "${GRAPH}_uint8.onnx" \
-        --env PULSAR2 --output "$WORKDIR/axmodel_fidelity.json" \
-        -- "$PY" -m qwen_vl_axera.fidelity.axmodel "$OUT/$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
+    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
+
     say "language model -> NPU"
-    step npu-language --checkpoint "$CKPT" --env PULSAR2 --output "$OUT/qwen2_5_vl_post.axmodel" -- "${LLM_BUILD[@]}"
+    step npu-language "$PY" -m qwen_vl_axera.compiler "${LLM_BUILD[@]}"
 fi
 
 say "5 token embeddings"
-step embedding --checkpoint "$CKPT" --output "$OUT/model.embed_tokens.weight.bfloat16.bin" \
-    -- "$PY" "$ROOT/extract_embedding.py" "$CKPT" "$OUT"
+step embedding "$PY" "$ROOT/extract_embedding.py" "$CKPT" "$OUT"
 
 say "6 the directory for the board"
-run "$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR" ${COMPLETE[@]+"${COMPLETE[@]}"}
-
-report() {
-    say "report"
-    run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
-}
-answers() { # what the model said to transformers' features and to the graph's, once more at the end
-    [ "$DRY_RUN" = 0 ] && [ ${#TEXT[@]} -gt 0 ] || return 0
-    say "what the model says"
-    "$PY" -c 'import json, sys
-from qwen_vl_axera.fidelity.metrics import text_table
-print(text_table(json.load(open(sys.argv[1], encoding="utf-8"))["text"]))' "$WORKDIR/fidelity.json"
-}
+PACKAGE=("$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR")
+run "${PACKAGE[@]}" "${COMPLETE[@]}"
 
 if [ "$NPU_BUILD" = 0 ]; then
-    say "NPU build"
-    LEFT=$(
-        printf '#!/usr/bin/env bash\n# What is left to do where Pulsar2 is; the paths are those of this run.\nset -euo pipefail\n'
-        printf 'cd -- %q\n' "$PWD"
-        printf '(%s)\n' "$("$HOST_PY" "${BUILD[@]:1}" --print)"
-        printf 'mv -f -- %q %q\n' "$WORKDIR/build-output/$AXMODEL" "$OUT/$AXMODEL"
-        "$HOST_PY" "${LLM_BUILD[@]:1}" --print
-        printf '%q ' "$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR" --require-complete
-    )
-    printf '%s\n' "$LEFT"
-    if [ "$DRY_RUN" = 1 ]; then
-        report
-        printf '\ndry run: nothing was done\n'
-    else
-        printf '%s\n' "$LEFT" > "$COMMANDS.tmp"
-        mv -f -- "$COMMANDS.tmp" "$COMMANDS"
-        report
-        answers
-        printf '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$COMMANDS"
-    fi
-elif [ "$DRY_RUN" = 1 ]; then
-    report
+    say "NPU build: left to do"
+    PRINT=()
+    [ "$DRY_RUN" = 0 ] || PRINT=(--print)
+    "$CHAIN_PY" -m qwen_vl_axera.chain left "${PLACE[@]}" "${PRINT[@]}" \
+        -- "${BUILD[@]}" -- "${LLM_BUILD[@]}" -- "${PACKAGE[@]}" --require-complete
+fi
+
+say "report"
+run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
+
+if [ "$DRY_RUN" = 1 ]; then
     printf '\ndry run: nothing was done\n'
+elif [ "$NPU_BUILD" = 0 ]; then
+    printf '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$WORKDIR/pulsar2_commands.sh"
 else
-    report
-    answers
     printf '\ndone: everything; upload %s\n' "$OUT"
 fi

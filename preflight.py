@@ -1,7 +1,8 @@
 """Before the NPU builds: is everything in place, and does it fit together?
 
     python preflight.py CKPT [--workdir DIR] [--config FILE] [--onnx FILE] [--prompt T]
-                        [--prefill-len N] [--kv-cache-len N] [--last-kv-cache-len N]... [--json]
+                        [--prefill-len N] [--kv-cache-len N] [--last-kv-cache-len N]... [--chip CHIP] [--out DIR]
+                        [--json]
 
 Reads:  CKPT (headers only), in the work directory the graph, calib/hidden_states.tar and capture.json, and the
         build configuration (default: config_video.json, or config_video_normalized.json, as the graph needs).
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import PREFLIGHT
+from qwen_vl_axera.contract import CHIP, CHIPS, PREFLIGHT
 
 
 def build_parser():
@@ -26,6 +27,8 @@ def build_parser():
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="the graph (default: what export.py wrote)")
     parser.add_argument("--prompt", default="", metavar="T", help="the question (default: the documented one)")
     cli.add_lengths(parser)
+    parser.add_argument("--chip", choices=CHIPS, default=CHIP, help="target hardware (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="what goes to the board (default: CKPT-AX650)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     cli.add_workdir(parser)
     return parser
@@ -34,8 +37,8 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.files import write_json
-    from qwen_vl_axera.preflight.checks import report, table
+    from qwen_vl_axera.files import plain, write_record
+    from qwen_vl_axera.preflight.checks import Outcome, table
     from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
 
     plan = plan_from_environment(
@@ -47,12 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prefill_len=args.prefill_len,
         kv_cache_len=args.kv_cache_len,
         last_kv_cache_len=args.last_kv_cache_len,
+        chip=args.chip,
+        out=args.out,
     )
-    checks = list(Preflight(plan).run())
-    result = report(checks)
-    write_json(args.workdir / PREFLIGHT, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else table(checks))
-    return cli.EXIT_OK if result["passed"] else cli.EXIT_CHECK_FAILED
+    outcome = Outcome.of(Preflight(plan).run())
+    write_record(args.workdir / PREFLIGHT, Outcome, outcome)
+    print(json.dumps(plain(outcome), indent=2, ensure_ascii=False) if args.json else table(outcome.checks))
+    return cli.EXIT_OK if outcome.passed else cli.EXIT_CHECK_FAILED
 
 
 if __name__ == "__main__":

@@ -95,12 +95,17 @@ def check_aspect_ratio(height: int, width: int) -> None:
     Raises:
         ValueError: it is one.
     """
-    ratio = max(height, width) / min(height, width)
+    ratio = aspect_ratio(height, width)
     if ratio >= MAX_ASPECT_RATIO:
         raise ValueError(
             f"a picture of {height}x{width} (height x width) has an aspect ratio of {ratio:.4g}: "
             f"expected below {MAX_ASPECT_RATIO}, crop it first"
         )
+
+
+def aspect_ratio(height: int, width: int) -> float:
+    """The longer side over the shorter one."""
+    return max(height, width) / min(height, width)
 
 
 def check_size(height: int, width: int, factor: int = FACTOR) -> tuple[int, int]:
@@ -113,7 +118,8 @@ def check_size(height: int, width: int, factor: int = FACTOR) -> tuple[int, int]
     if height < factor or width < factor or height % factor or width % factor:
         nearest = " ".join(str(max(1, round(side / factor)) * factor) for side in (height, width))
         raise ValueError(f"size {height} {width}: expected multiples of {factor}; the nearest is {nearest}")
-    check_aspect_ratio(height, width)
+    if aspect_ratio(height, width) >= MAX_ASPECT_RATIO:
+        raise ValueError(f"size {height} {width}: expected one side to be below {MAX_ASPECT_RATIO} times the other")
     return height, width
 
 
@@ -410,12 +416,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        with Image.open(args.images[0]) as first:
-            shape = frame_shape(first)
+        shape = frame_shape(_read(args.images[0]))
         size = tuple(args.size) if args.size else smart_resize(*shape, max_pixels=args.max_pixels)
-        patches = frames_to_patches((Image.open(path) for path in args.images), size)
+        patches = frames_to_patches((_read(path) for path in args.images), size)
         _write(args.output, patches)
-    except (ValueError, OSError, Image.DecompressionBombError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -423,6 +428,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, rows = patches.shape[:2]
     print(f"{args.output}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}")
     return 0
+
+
+def _read(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        image = Image.open(path)
+        image.load()
+    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead to
+        raise ValueError(f"{path}: does not decode as a picture ({type(error).__name__}: {error})") from None
+    return image
 
 
 def _write(path: Path, array: np.ndarray) -> None:

@@ -3,7 +3,8 @@
     python run_video_by_sec.py CKPT [--video PATH...] [--fps F] [--num-frames N]
                                [--max-pixels N | --size H W] [--generate] [--workdir DIR]
 
-Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures.
+Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures
+        (default: the demo clip of assets/).
 Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens.pth, window_index.pth (one
         step's), pixels.npy, vit_out.npy (the whole clip's), vit_exact.npy (two steps', computed at once in
         float64), capture.json. It checks that a step alone gives what it gives beside another, and that all steps
@@ -12,17 +13,15 @@ Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from qwen_vl_axera import cli
-
-DEMO_CLIP = Path(__file__).resolve().parent / "assets" / "demo.mp4"
+from qwen_vl_axera.contract import DEMO_CLIP
 
 
 def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
-    cli.add_video(parser)
+    cli.add_video(parser, "the demo clip")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--max-pixels", type=int, metavar="N", help="largest area of a frame (default: 308·308)")
     size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
@@ -45,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.generate:
         load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
     workdir = cli.existing_workdir(args.workdir)
+    if not args.video:
+        print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
     clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
     size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
     device = cli.device(args)

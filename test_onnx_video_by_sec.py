@@ -5,9 +5,9 @@
 
 Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
         NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).
-Writes: fidelity.json, fidelity_tokens.npz (the errors of each token, for the report). Exit code 1 when an error is
-        not what float32 rounding makes of it, when a graph is not what export.py makes of CKPT, or, with
-        --generate, when a token differs.
+Writes: fidelity.json, and the errors of each token for the report in fidelity_tokens.npz (FILE_tokens.npz beside
+        FILE). Exit code 1 when an error is not what float32 rounding makes of it, when a graph is not what export.py
+        makes of CKPT, or, with --generate, when a token differs.
 """
 
 import sys
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS
+from qwen_vl_axera.contract import FIDELITY
 
 
 def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
-    cli.add_video(parser)
+    cli.add_video(parser, "the captured clip")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
@@ -36,13 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
+    from qwen_vl_axera.fidelity.record import Fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.files import write_arrays, write_json
+    from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
+    from qwen_vl_axera.files import write_record
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
-    workdir = cli.existing_workdir(args.workdir)
+    workdir = cli.made_workdir(args.workdir, "export.py")
     report_file = args.report or workdir / FIDELITY
     if not report_file.parent.is_dir():
         raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    tokens_file = report_file.with_name(FIDELITY_TOKENS)
+    tokens_file = token_errors_path(report_file)
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report, tokens = verify(
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=args.dtype,
         device=device,
     )
-    write_arrays(tokens_file, tokens)
-    write_json(report_file, report)
+    write_token_errors(tokens_file, tokens, graphs, clip_dir)
+    write_record(report_file, Fidelity, report)
     print(fidelity_table(report))
     if report["text"]:
         print(text_table(report["text"]))

@@ -2,14 +2,16 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qwen_vl_axera.contract import KV_CACHE_LEN, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN
+from qwen_vl_axera.contract import KV_CACHE_LEN, LANGUAGE_DTYPES, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN, PROMPTS
 from qwen_vl_axera.errors import CheckFailed, InputError
 
-EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,13 +44,13 @@ def add_workdir(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def add_video(arguments: argparse.ArgumentParser) -> None:
+def add_video(arguments: argparse.ArgumentParser, default: str) -> None:
     arguments.add_argument(
         "--video",
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="a video file, a directory of frames, or pictures",
+        help=f"a video file, a directory of frames, or pictures (default: {default})",
     )
     arguments.add_argument(
         "--num-frames", type=int, metavar="N", help=f"of a file, evenly spaced (default: {NUM_FRAMES})"
@@ -63,16 +65,14 @@ def add_video(arguments: argparse.ArgumentParser) -> None:
 
 def add_text(arguments: argparse.ArgumentParser, prompts: int) -> None:
     """The flags of text generation; `prompts` of the documented questions are the default."""
-    from qwen_vl_axera.fidelity.chat import DEFAULT_PROMPTS, DTYPES
-
-    default = list(DEFAULT_PROMPTS[:prompts])
+    default = list(PROMPTS[:prompts])
     arguments.add_argument(
         "--prompt", nargs="+", default=default, metavar="T", help=f"questions (default: {' '.join(default)})"
     )
     arguments.add_argument(
         "--max-new-tokens", type=positive, default=MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
     )
-    arguments.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the language model")
+    arguments.add_argument("--dtype", choices=LANGUAGE_DTYPES, default=LANGUAGE_DTYPES[0], help="of the language model")
     arguments.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA when it is there)")
 
 
@@ -127,6 +127,25 @@ def existing_workdir(workdir: Path) -> Path:
     return workdir
 
 
+class _Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that temporary files go and children end."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def made_workdir(workdir: Path, made_by: str) -> Path:
+    """The work directory of a script that only reads what others made.
+
+    Raises:
+        InputError: there is none: a mistyped one is not made.
+    """
+    if not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: no such directory; expected the one that {made_by} wrote to")
+    return workdir
+
+
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Runs a script's `main` and turns what it raises into the exit codes of the design.
 
@@ -134,9 +153,11 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
         main: takes the arguments (None: those of the process) and returns an exit code.
 
     Returns:
-        0 done, 1 a check failed, 2 bad input or an unusable file, 130 interrupted.
+        0 done, 1 a check failed, 2 bad input or an unusable file, 130 interrupted, 143 ended by SIGTERM.
     """
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         code = main(argv)
         sys.stdout.flush()
         return code
@@ -147,6 +168,9 @@ def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print("\ninterrupted; nothing half-written was left behind", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except _Terminated:
+        print("ended by SIGTERM; nothing half-written was left behind", file=sys.stderr)
+        return EXIT_TERMINATED
     except BrokenPipeError:
         # The reader (head, less) has gone; Python must not complain again while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

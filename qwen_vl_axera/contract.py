@@ -4,6 +4,7 @@ Standard library only: everything imports this, and `--help` must answer at once
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera.errors import InputError
@@ -20,7 +21,7 @@ FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
-STEPS, LEFT_TO_DO = "steps.json", "pulsar2_commands.sh"  # export_video.sh
+STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
 REPORT = "report.html"
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
@@ -36,7 +37,15 @@ EMBEDDING_FILES = {
 VIDEO_SIZE, IMAGE_SIZE = (308, 308), (448, 448)
 NUM_FRAMES, NUM_SAMPLES = 8, 32
 PREFILL_LEN, KV_CACHE_LEN, PARALLEL, CHIP = 512, 1023, 32, "AX650"
+CHIPS = ("AX650", "AX620E")  # those that `pulsar2 build` and `pulsar2 llm_build` both know
+DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
+PROMPTS = (DESCRIBE, LOCATE)
 MAX_NEW_TOKENS = 128
+LANGUAGE_DTYPES = ("bfloat16", "float32")  # of the language model, where the host runs it
+
+# What is taken when nothing is given; for a trial of the commands only.
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+DEMO_CLIP, DEMO_MODEL = ASSETS / "demo.mp4", ASSETS / "demo_model"
 
 MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values

@@ -1,7 +1,4 @@
-"""What a step's outputs depend on, as named parts: whether two runs differ, and in what.
-
-Standard library only.
-"""
+"""What a step's outputs depend on, as named parts: whether two runs differ, and in what."""
 
 import hashlib
 import importlib.metadata
@@ -11,63 +8,69 @@ import platform
 import re
 import shlex
 import stat
+import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_vl_axera.chain.code import PROJECT, entry_of, used_code
+from qwen_vl_axera.chain.steps import Step
 from qwen_vl_axera.errors import InputError
 
-PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "pillow", "decord", "qwen-vl-utils")
-PROJECT = Path(__file__).resolve().parents[2]
 CHECKPOINT_FILES = (".json", ".jinja", ".txt", ".safetensors")
 WHOLE = 64 << 20  # bytes: files up to this size are hashed whole
 END = 1 << 20  # bytes hashed at either end of larger ones
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command, what it reads and what it makes; `environment` names the variables that matter to it."""
-
-    name: str
-    command: Sequence[str]
-    inputs: Sequence[Path] = ()
-    checkpoints: Sequence[Path] = ()
-    outputs: Sequence[Path] = ()
-    environment: Sequence[str] = ()
-
-
-def step_parts(step: Step) -> dict[str, Any]:
+def step_parts(step: Step, compiler: str = "") -> dict[str, Any]:
     """Everything that a step's outputs depend on, each part under the name that a user would know it by.
 
+    Args:
+        step: with its command.
+        compiler: what `pulsar2 version` says.
+
     Raises:
-        InputError: an input or a checkpoint is missing.
+        InputError: an input or the checkpoint is missing.
     """
-    command = [printable(argument) for argument in step.command]
-    sources = [*PROJECT.glob("*.py"), *(PROJECT / "qwen_vl_axera").rglob("*.py")]
-    if re.fullmatch(r"python(\d+(\.\d+)?)?", Path(command[0]).name):
-        command[0] = "python"  # another environment with the same packages is the same step
-        if len(command) > 1 and command[1].endswith(".py") and Path(step.command[1]).is_file():
-            sources.append(Path(step.command[1]).resolve())
-    parts: dict[str, Any] = {"command": command, "package python": platform.python_version()}
-    for name in PACKAGES:
+    parts: dict[str, Any] = {"compiler": compiler} if step.compiler else {}
+    if step.compiler == "run":
+        parts["command"] = shlex.split(printable(compiler_line(step.command)))
+    else:
+        parts |= code_parts(step.command)
+    return parts | data_parts(step)
+
+
+def compiler_line(command: Sequence[str]) -> str:
+    """The compiler's own command line, as the step would run it."""
+    done = subprocess.run([*command, "--print"], capture_output=True, text=True, errors="surrogateescape")
+    if done.returncode:
+        raise InputError(done.stderr.strip().removeprefix("error: ") or f"{shlex.join(command)} --print failed")
+    return done.stdout.strip()
+
+
+def code_parts(command: Sequence[str]) -> dict[str, Any]:
+    """A command of our own: its arguments, the code behind it, and the packages that it uses."""
+    words = [printable(argument) for argument in command]
+    if re.fullmatch(r"python(\d+(\.\d+)?)?", Path(words[0]).name):
+        words[0] = "python"  # another environment with the same packages is the same step
+    parts: dict[str, Any] = {"command": words, "package python": platform.python_version()}
+    entry = entry_of(list(command))
+    files, packages = used_code(entry) if entry else ({}, set())
+    for file, digest in files.items():
+        parts[printable(file.relative_to(PROJECT) if file.is_relative_to(PROJECT) else file)] = digest
+    for name in packages:
         try:
             parts[f"package {name}"] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             parts[f"package {name}"] = None
-    for source in sources:
-        label = source.relative_to(PROJECT) if source.is_relative_to(PROJECT) else source
-        parts[printable(label)] = describe(source)
-    for name in step.environment:
-        value = os.environ.get(name)
-        parts[f"variable {name}"] = None if value is None else printable(value)
-    return parts | data_parts(step)
+    return parts
 
 
 def data_parts(step: Step) -> dict[str, Any]:
-    """The parts that are data: inputs and checkpoints."""
+    """The parts that are data: inputs and the checkpoint."""
     parts = {}
-    for kind, paths in (("input", step.inputs), ("checkpoint", step.checkpoints)):
+    checkpoints = [step.checkpoint] if step.checkpoint else []
+    for kind, paths in (("input", step.reads), ("checkpoint", checkpoints)):
         for path in paths:
             description = describe_if_there(path, checkpoint=kind == "checkpoint")
             if description is None:
@@ -196,7 +199,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Says what differs between two runs' parts: data first, then the command, then code and packages."""
 
     def rank(key: str) -> tuple[int, str]:
-        kinds = ("input ", "checkpoint ", "command")
+        kinds = ("input ", "checkpoint ", "compiler", "command")
         return next((number for number, kind in enumerate(kinds) if key.startswith(kind)), len(kinds)), key
 
     return [_difference(key, old.get(key), new.get(key)) for key in sorted(_differing(old, new), key=rank)]
@@ -218,7 +221,7 @@ def _difference(key: str, old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict) and "files" in old and "files" in new:
         names = _differing(old["files"], new["files"])
         return f"{key} changed ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})"
-    if key.startswith(("package ", "variable ")):
+    if key.startswith("package ") or key == "compiler":
         return f"{key} changed from {old} to {new}"
     return f"{key} {'added' if old is None else 'removed' if new is None else 'changed'}"
 

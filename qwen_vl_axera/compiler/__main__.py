@@ -10,7 +10,6 @@ PATH. With --print each of them writes its command as one line for a shell inste
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,13 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command.line())
     else:
         print(f"+ {command.line()}", file=sys.stderr)
-        # An orphaned compiler would go on for hours, and write into the next run's files.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         execute(command)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]
             move_file(next(directory.glob(name)), args.deliver)
     return cli.EXIT_OK
+
+
+def parse_command(argv: Sequence[str]) -> Command:
+    """The command that these arguments stand for, as --print shows it."""
+    args = build_parser().parse_args([*argv, "--print"])
+    return _command(args, find_tool(os.environ.get(VARIABLE)))
 
 
 def _check_inputs(args, tool: Tool) -> None:

@@ -88,7 +88,7 @@ def llm_build_command(
         InputError: numbers that contradict each other, or an unknown chip.
     """
     _one_of("chip", chip, LLM_CHIPS)
-    _check_lengths(prefill_len, kv_cache_len, parallel, last_kv_cache_len, build2, prefill_step_size)
+    check_lengths(prefill_len, kv_cache_len, parallel, last_kv_cache_len, build2, prefill_step_size)
     paths = Paths(tool, Path())
     argv = [
         *("pulsar2", "llm_build2" if build2 else "llm_build"),
@@ -171,14 +171,19 @@ def files_named_in(config: Path) -> list[str]:
     return [name for name in named if name]
 
 
-def _check_lengths(
+def check_lengths(
     prefill_len: int,
     kv_cache_len: int,
     parallel: int,
-    last_kv_cache_len: Sequence[int],
-    build2: bool,
-    prefill_step_size: int | None,
+    last_kv_cache_len: Sequence[int] = (),
+    build2: bool = False,
+    prefill_step_size: int | None = None,
 ) -> None:
+    """That the lengths of `llm_build_command` do not contradict each other.
+
+    Raises:
+        InputError: they do.
+    """
     if min(prefill_len, kv_cache_len, parallel, *last_kv_cache_len, prefill_step_size or 1) < 1:
         raise InputError("prefill, kv cache and parallel: expected numbers above 0")
     longest = max(prefill_len, *last_kv_cache_len, 0)

@@ -20,8 +20,9 @@ from qwen_vl_axera import cli
 from qwen_vl_axera.contract import AXMODEL_FIDELITY, INPUT_NAME, OUTPUT_NAME
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report
+from qwen_vl_axera.fidelity.record import AxmodelFidelity
 from qwen_vl_axera.fidelity.tables import table
-from qwen_vl_axera.files import write_json
+from qwen_vl_axera.files import write_record
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 
 
@@ -44,12 +45,14 @@ def check_axmodel(axmodel: Path, graph: Path, workdir: Path) -> dict[str, Any]:
     from qwen_vl_axera.compiler.tool import VARIABLE, execute, find_tool
     from qwen_vl_axera.fidelity.runtime import OnnxTower
 
+    tool = find_tool(os.environ.get(VARIABLE))
+    if not tool:
+        raise InputError(f"{tool.name}: the simulator is the compiler's; set {VARIABLE} to a command or docker:IMAGE")
     if not axmodel.is_file():
         raise InputError(f"{axmodel} is missing: build it first")
     capture = read_capture(workdir)
     pixels = read_pixels(workdir, capture)
     tower = OnnxTower(graph)
-    tool = find_tool(os.environ.get(VARIABLE))
     place = Path(workdir) / "axmodel-check"
     shutil.rmtree(place, ignore_errors=True)
     names = [f"step{number}" for number in range(len(pixels))]
@@ -95,7 +98,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     report = check_axmodel(args.axmodel, args.graph, args.workdir)
-    write_json(args.workdir / AXMODEL_FIDELITY, report)
+    write_record(args.workdir / AXMODEL_FIDELITY, AxmodelFidelity, report)
     print(table(report))
     return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
 

@@ -17,10 +17,6 @@ from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 
-DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
-DEFAULT_PROMPTS = (DESCRIBE, LOCATE)
-DTYPES = ("bfloat16", "float32")
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -176,8 +172,7 @@ class LanguageModel:
     def _decode(self, prompt: Prompt, embeddings: Any, max_new_tokens: int) -> list[Token]:
         import torch
 
-        # The cache's name as an argument and in the output: transformers 5.24 renamed it.
-        cached = "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
+        cached = cache_name(self.model)
         tokens: list[Token] = []
         positions = torch.from_numpy(prompt.position_ids).to(self.device)  # (3, 1, L)
         cache, length = None, embeddings.shape[1]
@@ -207,6 +202,11 @@ class LanguageModel:
     def text(self, tokens: Sequence[Token]) -> str:
         """The words of generated tokens, special tokens left out."""
         return self.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True).strip()
+
+
+def cache_name(model: Any) -> str:
+    """What the key-value cache is called, as an argument and in the output: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def first_difference(reference: Sequence[Token], actual: Sequence[Token]) -> int | None:

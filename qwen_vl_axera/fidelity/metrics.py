@@ -68,9 +68,13 @@ def rms(errors: np.ndarray) -> float:
 
 
 def token_cosine_distances(reference: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """1 - cosine of each token, exact also where it is nearly 0: (..., C) -> float64 (...). NaN becomes 2."""
+    """1 - cosine of each token, exact also where it is nearly 0: (..., C) -> float64 (...).
+
+    NaN becomes 2; two zero vectors agree, one has no cosine and is at a distance of 1.
+    """
     one, other = (unit(np.asarray(tokens, np.float64)) for tokens in (reference, actual))
-    return np.nan_to_num(np.square(one - other).sum(-1) / 2, nan=2.0)
+    distance = np.nan_to_num(np.square(one - other).sum(-1) / 2, nan=2.0)
+    return np.where(one.any(-1) == other.any(-1), distance, np.where(distance == 2, 2.0, 1.0))
 
 
 def unit(tokens: np.ndarray) -> np.ndarray:

@@ -1,20 +1,24 @@
 """What step 1 saves: `capture.json`, the clip's pixels, transformers' answer, and the layout of one step."""
 
 import io
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from preprocess import num_tokens
+from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
 from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write, read_array, read_json, write_array, write_json
+from qwen_vl_axera.files import atomic_write, read_array, read_record, write_array, write_record
+from qwen_vl_axera.record import Count, Positive, Rate, Text, record
 
 MADE_BY = "run_video_by_sec.py"
 
 
-@dataclass(frozen=True)
+@record
 class Capture:
     """`capture.json`.
 
@@ -28,19 +32,35 @@ class Capture:
         second_per_grid_ts: seconds of one temporal step.
         checkpoint: the checkpoint directory's name.
         versions: of the packages that computed it.
-        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`.
+        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`; earlier captures have none, and
+            only the gate needs it.
+
+    Raises:
+        ValueError: a field is of another type or out of range, or two contradict each other.
     """
 
-    size: tuple[int, int]
-    grid_thw: tuple[int, int, int]
-    kind: str
-    source: list[str]
-    indices: list[int]
-    sample_fps: float
-    second_per_grid_ts: float
-    checkpoint: str
+    size: tuple[Positive, Positive]
+    grid_thw: tuple[Positive, Positive, Positive]
+    kind: Literal["video", "frames", "images"]
+    source: Annotated[list[Text], Field(min_length=1)]
+    indices: Annotated[list[Count], Field(min_length=1)]
+    sample_fps: Rate
+    second_per_grid_ts: Rate
+    checkpoint: Text
     versions: dict[str, str]
-    exact_steps: list[int] = field(default_factory=list)
+    exact_steps: list[Count] = field(default_factory=list)
+
+    def __post_init__(self):
+        check_size(*self.size)
+        steps, *grid = self.grid_thw
+        if tuple(grid) != tuple(side // PATCH_SIZE for side in self.size):
+            raise ValueError(f"grid_thw {list(self.grid_thw)} is not of size {list(self.size)}")
+        if math.ceil(len(self.indices) / TEMPORAL_PATCH_SIZE) != steps:
+            raise ValueError(f"{len(self.indices)} indices do not make the {steps} steps of grid_thw")
+        if not math.isclose(self.second_per_grid_ts * self.sample_fps, TEMPORAL_PATCH_SIZE, rel_tol=1e-6):
+            raise ValueError(f"second_per_grid_ts {self.second_per_grid_ts} is not two frames at sample_fps")
+        if sorted({step for step in self.exact_steps if step < steps}) != self.exact_steps:
+            raise ValueError(f"exact_steps {self.exact_steps} are not steps of the clip in their order")
 
     @property
     def num_tokens(self) -> int:
@@ -52,19 +72,9 @@ def read_capture(workdir: Path) -> Capture:
     """Reads `capture.json`.
 
     Raises:
-        InputError: it is missing (the message names the command that makes it) or not complete.
+        InputError: it is missing or not one; the message names the command that makes it.
     """
-    path = Path(workdir) / CAPTURE
-    if not path.is_file():
-        raise InputError(f"{path} is missing: run {MADE_BY} CKPT --video PATH first (same --workdir)")
-    raw = read_json(path)
-    try:
-        raw = {"exact_steps": []} | raw  # earlier captures have no exact answer: only the gate needs it
-        fields = {name: raw[name] for name in Capture.__dataclass_fields__}
-        fields |= {"size": tuple(raw["size"]), "grid_thw": tuple(raw["grid_thw"])}
-        return Capture(**fields)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: incomplete ({error}); run {MADE_BY} again") from None
+    return read_record(Path(workdir) / CAPTURE, Capture, f"{MADE_BY} CKPT --video PATH")
 
 
 def read_pixels(workdir: Path, capture: Capture) -> np.ndarray:
@@ -169,7 +179,7 @@ def save_capture(
     write_array(workdir / PIXELS, pixels)
     write_array(workdir / ORACLE, oracle)
     write_array(workdir / EXACT, exact)
-    write_json(workdir / CAPTURE, asdict(capture))
+    write_record(workdir / CAPTURE, Capture, capture)
 
 
 def versions() -> dict[str, str]:

@@ -6,11 +6,11 @@ the numbers below that say so are inferences.
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
@@ -23,6 +23,10 @@ from qwen_vl_axera.contract import (
     CALIB,
     CALIB_MANIFEST,
     CAPTURE,
+    CHIP,
+    DEMO_CLIP,
+    DEMO_MODEL,
+    DESCRIBE,
     INPUTS,
     KV_CACHE_LEN,
     PREFILL_LEN,
@@ -30,27 +34,19 @@ from qwen_vl_axera.contract import (
     graph_stem,
 )
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json
 from qwen_vl_axera.graph.files import video_stems
 from qwen_vl_axera.oracle.record import read_capture
 from qwen_vl_axera.preflight.archive import Archive, archive_checks, read_archive
 from qwen_vl_axera.preflight.checkpoint import checkpoint_checks
 from qwen_vl_axera.preflight.checks import Check, guarded
 from qwen_vl_axera.preflight.graph import external_bytes, graph_checks
+from qwen_vl_axera.preflight.machine import disk_checks, memory_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
 
 CHUNK = 128  # tokens by which a prefill length usually grows
 ANSWER = 128  # tokens that should be left for an answer
-
-# Reported: builds below it are killed silently at a high --parallel.
-MEMORY_REPORTED = 32 * 10**9  # bytes
-# Inferences. The vision build holds the float32 graph and works on copies of it; an axmodel keeps weights in
-# 8 bits, a quarter of the graph's; a language-model layer keeps them in 8 bits, half of the checkpoint's, and
-# intermediate files take as much again.
-GRAPH_COPIES = 4
-LAYER_FILES = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,8 @@ class Plan:
         prefill_len: tokens of one prefill run.
         kv_cache_len: tokens of the cache.
         last_kv_cache_len: with several, the largest bounds the prompt.
+        chip: target hardware.
+        out: what goes to the board; None: beside the checkpoint.
         tool: where the compiler is, as in PULSAR2; None: PATH.
     """
 
@@ -77,7 +75,14 @@ class Plan:
     prefill_len: int = PREFILL_LEN
     kv_cache_len: int = KV_CACHE_LEN
     last_kv_cache_len: Sequence[int] = ()
+    chip: str = CHIP
+    out: Path | None = None
     tool: str | None = None
+
+    @property
+    def package(self) -> Path:
+        """OUT."""
+        return self.out or self.checkpoint.with_name(f"{self.checkpoint.resolve().name}-AX650")
 
 
 class Preflight:
@@ -149,12 +154,25 @@ class Preflight:
             return
         self.archive = read_archive(path, self._size(path))
         yield from archive_checks(self.archive, self.contract, self.input_shape, path)
+        yield from self._origin(path)
+
+    def _origin(self, archive: Path) -> Iterator[Check]:
+        """What get_calib.py takes when it is not told otherwise shows nothing that a real model will see."""
+        if not (archive.parent / CALIB_MANIFEST).is_file() or self.plan.checkpoint.resolve() == DEMO_MODEL:
+            return
+        samples = read_manifest(archive.parent).samples
+        sources = {Path(source).resolve() for sample in samples for source in sample.source}
+        if sources == {DEMO_CLIP}:
+            detail = "every sample is a frame of the demo clip: its ranges fit no real scene"
+            yield Check(
+                "archive origin", "warning", detail, "run get_calib.py --inputs with your own clips and pictures"
+            )
 
     def _size(self, archive: Path) -> tuple[int, int] | None:
         if self.spec:
             return self.spec.size
         manifest = archive.parent / CALIB_MANIFEST
-        return tuple(read_json(manifest)["size"]) if manifest.is_file() else None
+        return read_manifest(archive.parent).size if manifest.is_file() else None
 
     def _coherence(self) -> Iterator[Check]:
         if self.config is None:
@@ -167,6 +185,7 @@ class Preflight:
             num_samples=archive.num_samples if archive else None,
             tensor_names=self.tensor_names,
             graph_bytes=self.graph_bytes,
+            chip=self.plan.chip,
         )
         problems = coherence_problems(self.config, target)
         for problem in problems:
@@ -176,7 +195,7 @@ class Preflight:
             yield Check("config coherence", "ok", f"fits a graph of {self.contract} and the archive")
 
     def _prompt(self) -> Iterator[Check]:
-        from qwen_vl_axera.fidelity.chat import DESCRIBE, prompt_token_count
+        from qwen_vl_axera.fidelity.chat import prompt_token_count
 
         plan = self.plan
         if not (self.workdir / CAPTURE).is_file():
@@ -207,16 +226,7 @@ class Preflight:
         yield Check("kv cache", status, detail, f"set KV_CACHE_LEN={enough}")
 
     def _disk(self) -> Iterator[Check]:
-        graph = self.graph_bytes
-        layers = self._language_bytes() // 2 * LAYER_FILES
-        likely, certain = GRAPH_COPIES * graph + layers, graph // 4 + layers // LAYER_FILES
-        free = shutil.disk_usage(self.workdir).free
-        detail = f"{_gb(free)} free in the work directory; the builds take about {_gb(likely)} (an inference)"
-        remedy = "free some, or set WORKDIR and OUT to another file system"
-        if free < certain:
-            yield Check("disk", "failed", f"{detail}, and {_gb(certain)} for the compiled files alone", remedy)
-        else:
-            yield Check("disk", "ok" if free >= likely else "warning", detail, "" if free >= likely else remedy)
+        yield from disk_checks(self.workdir, self.plan.package, self.graph_bytes, self._language_bytes())
 
     def _language_bytes(self) -> int:
         """Bytes of the language model in 16 bits."""
@@ -224,19 +234,7 @@ class Preflight:
         return sum(2 * math.prod(shape) for shape in text_tensors(config.text).values())
 
     def _memory(self) -> Iterator[Check]:
-        total, available = memory()
-        if total is None:
-            yield Check("memory", "warning", "its size is unknown on this system", "make sure of 32 GB")
-            return
-        detail = f"{_gb(available)} of {_gb(total)} available"
-        if available < self.graph_bytes:
-            remedy = "use a larger machine, or end other programs"
-            yield Check("memory", "failed", f"{detail}; the graph alone takes {_gb(self.graph_bytes)}", remedy)
-        elif total < MEMORY_REPORTED:
-            detail += f"; llm_build was reported killed below {_gb(MEMORY_REPORTED)} at a high PARALLEL"
-            yield Check("memory", "warning", detail, "set PARALLEL=4 or less, and do not build twice at a time")
-        else:
-            yield Check("memory", "ok", detail)
+        yield from memory_checks(self.graph_bytes)
 
     def _compiler(self) -> Iterator[Check]:
         tool = find_tool(self.plan.tool)
@@ -260,26 +258,6 @@ def find_graph(name: str, workdir: Path) -> Path:
     raise InputError(f"{workdir / stems[0]}.onnx is missing")
 
 
-def memory() -> tuple[int | None, int]:
-    """Total and available memory in bytes, swap left out; a container's limit counts. (None, 0) where unknown."""
-    try:
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-        total, available = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return None, 0
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return total, available
-    return min(total, limit), min(available, max(limit - used, 0))
-
-
 def plan_from_environment(**given) -> Plan:
     """A plan with the compiler that the environment names."""
     return Plan(**given, tool=os.environ.get(VARIABLE))
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -5,9 +5,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,7 @@ def test_the_commands_that_are_left_are_the_documented_ones(host):
     base, process = host
     script = (base / "pulsar2_commands.sh").read_text()
     assert subprocess.run(["bash", "-n", base / "pulsar2_commands.sh"]).returncode == 0
+    assert os.access(base / "pulsar2_commands.sh", os.X_OK)
     assert script.strip() in process.stdout
     build, language = (shlex.split(line.strip("()")) for line in script.splitlines() if "pulsar2 " in line)
     assert options(build[build.index("pulsar2") :]) == {
@@ -144,6 +147,41 @@ def test_a_second_resume_does_nothing_again(built, tiny_dir, frames_dir):
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+def redone(base, before: int) -> list[str]:
+    """What the compiler was asked to do again."""
+    steps = ("build", "run", "llm_build")
+    return [word for call in calls(base)[before:] for word in steps if word in call[:1]]
+
+
+def test_a_deleted_layer_is_noticed(built, tiny_dir, frames_dir):
+    base, env, _ = built
+    before = len(calls(base))
+    (base / "out" / "qwen2_5_vl_p640_l1_together.axmodel").unlink()
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env)
+    assert process.returncode == 0, process.stderr
+    assert redone(base, before) == ["llm_build"]
+    assert "output" in process.stderr and "_l1_together.axmodel missing" in process.stderr
+
+
+@pytest.mark.parametrize("name", ["window_index.pth", "cu_seqlens.pth", "cu_window_seqlens.pth"])
+def test_a_deleted_layout_file_is_noticed(built, tiny_dir, frames_dir, name):
+    base, env, _ = built
+    (base / "work" / name).unlink()
+    process = export_video(tiny_dir, frames_dir, "--resume", "--host-only", env=env)
+    assert process.returncode == 0, process.stderr
+    assert f"{name} missing" in process.stderr and (base / "work" / name).is_file()
+
+
+def test_another_compiler_builds_again(built, tiny_dir, frames_dir):
+    base, env, _ = built
+    before = len(calls(base))
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env | {"STAND_IN_VERSION": "9.9-stand-in"})
+    assert process.returncode == 0, process.stderr
+    assert redone(base, before) == ["build", "run", "llm_build"]
+    assert "npu-vision: compiler changed from " in process.stderr
+    assert export_video(tiny_dir, frames_dir, "--resume", env=env).returncode == 0  # as it was, for the next test
+
+
 def test_a_compiled_model_that_computes_something_else_stops_the_chain(built, tiny_dir, frames_dir):
     base, env, _ = built
     wrong = np.fromfile(base / "features", np.float32)
@@ -204,6 +242,75 @@ def test_a_missing_video(tiny_dir, tmp_path):
     process = export_video(tiny_dir, "no such.mp4", cwd=tmp_path)
     assert process.returncode == 2
     assert "no such.mp4" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip"),
+        ({"CHIP": "M57"}, "CHIP=M57: expected a chip"),  # pulsar2 build knows it, llm_build does not
+        ({"PREFILL_LEN": "many"}, "PREFILL_LEN=many: expected a whole number above 0"),
+        ({"PARALLEL": "0"}, "PARALLEL=0"),
+        ({"KV_CACHE_LEN": "511"}, "does not fit a kv cache of 511"),
+        ({"SIZE": "300 308"}, "the nearest is 308 308"),
+    ],
+)
+def test_bad_variables_are_refused_before_the_first_step(tiny_dir, frames_dir, tmp_path, variables, message):
+    places = {"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"}
+    process = export_video(tiny_dir, frames_dir, "--host-only", env=places | variables)
+    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1)
+    assert message in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkpoint_is_not_written_into(tiny_dir, frames_dir, tmp_path):
+    process = export_video(tiny_dir, frames_dir, env={"WORKDIR": tmp_path, "OUT": tiny_dir})
+    assert process.returncode == 2 and "lies in the checkpoint" in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_clip_is_announced(tiny_dir, tmp_path):
+    process = export_video(tiny_dir, "--dry-run", env={"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"})
+    assert process.returncode == 0
+    assert "no video given" in process.stderr and "demo.mp4" in process.stderr
+
+
+def test_an_exported_cdpath_leads_nowhere(tiny_dir, tmp_path):
+    (tmp_path / "elsewhere" / "tests").mkdir(parents=True)
+    env = {"CDPATH": tmp_path / "elsewhere", "WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"}
+    process = export_video(tiny_dir, ROOT / "assets" / "demo.mp4", "--dry-run", env=env, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert str(tmp_path / "elsewhere") not in process.stdout
+
+
+SLOW = """#!/usr/bin/env bash
+case $1 in version) echo slow ;; *) echo $$ > "$PID_FILE"; exec sleep 60 ;; esac
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_shell_alone_ends_everything(built, tiny_dir, frames_dir, tmp_path, number):
+    """The compiler must not go on for hours, unseen."""
+    _, env, _ = built
+    (tmp_path / "slow").write_text(SLOW)
+    (tmp_path / "slow").chmod(0o755)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("STAND_IN")}
+    variables |= {name: str(value) for name, value in env.items()} | {"VENV": sys.prefix}
+    variables |= {"PULSAR2": str(tmp_path / "slow"), "PID_FILE": str(tmp_path / "pid")}
+    command = ["bash", str(ROOT / "export_video.sh"), str(tiny_dir), str(frames_dir), "--resume"]
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + TIMEOUT
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    busy = export_video(tiny_dir, frames_dir, "--resume", env=env | {"PULSAR2": tmp_path / "slow"})
+    assert busy.returncode == 2 and "another run is at work" in busy.stderr
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_help():

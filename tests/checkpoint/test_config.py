@@ -1,12 +1,18 @@
 """config.json in its three nestings, and bad ones."""
 
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.make_checkpoint import SHAPES, hub_config
-from qwen_vl_axera.checkpoint.config import load_config
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.errors import InputError
+from tests.anything import anything
 
 
 def load(tmp_path, config):
@@ -66,8 +72,22 @@ def vision(**fields):
         (vision(fullatt_block_indexes=[32]), "leave the 32 blocks"),
         (vision(hidden_act="gelu"), "hidden_act"),
         (vision(window_size=100), "window_size"),
+        (vision(patch_size=16), "patch_size is 16, every released Qwen2.5-VL has 14"),
+        (vision(temporal_patch_size=4), "temporal_patch_size is 4"),
+        (vision(spatial_merge_size=1), "spatial_merge_size is 1"),
     ],
 )
 def test_bad_configs(tmp_path, config, words):
     with pytest.raises(InputError, match=words):
         load(tmp_path, config)
+
+
+@given(st.data())
+def test_config_json_is_read_or_refused(data):
+    """Whatever one field holds: a configuration or an InputError, never another exception."""
+    config = hub_config("3B")
+    section = data.draw(st.sampled_from([config, config["vision_config"]]))
+    section[data.draw(st.sampled_from(sorted(section)))] = data.draw(anything)
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(InputError):
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        assert isinstance(load_config(directory), ModelConfig)

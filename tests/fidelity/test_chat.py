@@ -13,10 +13,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from preprocess import flat_patches
 from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import DESCRIBE, LOCATE
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.chat import (
-    DESCRIBE,
-    LOCATE,
     LanguageModel,
     Prompt,
     Token,

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_vl_axera.fidelity.metrics import (
     THRESHOLDS,
@@ -117,6 +119,15 @@ def test_root_mean_squares():
     assert token_rms(errors)[1, 3] == pytest.approx(rms(errors[1, 3]), rel=1e-12)
 
 
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(1e-3, 1e3))
+def test_a_perfect_copy_has_no_error_and_a_scaled_one_its_own(tokens, channels, scale):
+    values = np.random.default_rng(tokens * channels).normal(size=(tokens, channels)).astype(np.float32)
+    assert compare(values, values)["max_abs"] == 0
+    figures = compare(values, (values * np.float32(scale)).astype(np.float32))
+    assert figures["min_token_cosine"] > 0.999999
+    assert abs(figures["max_abs_relative"] - abs(scale - 1)) < 1e-3 * (1 + scale)
+
+
 def test_a_token_cosine_distance_is_exact_where_the_cosine_rounds_to_one():
     reference = tokens(1).astype(np.float64)
     actual = reference + 1e-9 * tokens(2)
@@ -126,4 +137,5 @@ def test_a_token_cosine_distance_is_exact_where_the_cosine_rounds_to_one():
     far = tokens(1), tokens(2)
     np.testing.assert_allclose(token_cosine_distances(*far), 1 - token_cosines(*far), rtol=1e-5)
     assert token_cosine_distances(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [0]
+    assert token_cosine_distances(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [1]
     assert token_cosine_distances(np.full((1, 4), np.nan), np.ones((1, 4))).tolist() == [2]

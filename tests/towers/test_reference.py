@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from preprocess import flat_patches
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
@@ -18,30 +17,7 @@ from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import SIZES
 from tests.tiny import make_tiny
-
-# The same sums, batched or split over threads differently; relative to the largest value.
-SAME_SUMS = 1e-5
-
-
-def random_patches(size, steps=1):
-    random = np.random.default_rng(sum(size))
-    return random.integers(0, 256, (steps, size[0] * size[1] // 196, 392, 3), dtype=np.uint8)
-
-
-def full_tower(directory):
-    """The tower of the model that `from_pretrained` gives, float32."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).float().eval()
-    return model.visual if hasattr(model, "visual") else model.model.visual
-
-
-@torch.no_grad()
-def run_full(tower, patches, grid):
-    output = tower(torch.from_numpy(flat_patches(patches)), grid_thw=torch.tensor([[len(patches), *grid]]))
-    return (output if isinstance(output, torch.Tensor) else output.pooler_output).numpy()
-
-
-def relative(actual, expected):
-    return np.abs(actual - expected).max() / np.abs(expected).max()
+from tests.towers.original import SAME_SUMS, original_tower, random_patches, relative, run_original
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +27,7 @@ def tower(tiny) -> ReferenceTower:
 
 @pytest.fixture(scope="module")
 def full(tiny_dir):
-    return full_tower(tiny_dir)
+    return original_tower(tiny_dir)
 
 
 def test_weights_are_those_of_from_pretrained(tower, full):
@@ -67,7 +43,7 @@ def test_weights_are_those_of_from_pretrained(tower, full):
 @pytest.mark.parametrize("size", [size for size in SIZES if size[0] * size[1] <= 364 * 420])
 def test_features_are_those_of_the_full_model(tower, full, size):
     patches, grid = random_patches(size, steps=2), (size[0] // 14, size[1] // 14)
-    expected = run_full(full, patches, grid)
+    expected = run_original(full, patches, grid)
     assert relative(tower.run(patches, grid), expected) <= SAME_SUMS
     by_steps, layout = tower.run_steps(patches, grid)
     assert by_steps.dtype == np.float32
@@ -93,7 +69,7 @@ def test_blocks_stay_as_stored_and_compute_in_float32(tmp_path, dtype):
     tower = ReferenceTower(checkpoint, checkpoint.config.vision)
     wide = reference.load_tower(checkpoint, checkpoint.config.vision)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
-    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))  # to the bit
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_original(wide, patches, (10, 18)))  # to the bit
     assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
 
     def broken(*args, **kwargs):
@@ -103,7 +79,7 @@ def test_blocks_stay_as_stored_and_compute_in_float32(tmp_path, dtype):
     with pytest.raises(RuntimeError):
         tower.run(patches, (10, 18))
     del tower.tower.blocks[1].mlp.forward
-    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_original(wide, patches, (10, 18)))
     assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
 
 
@@ -198,7 +174,7 @@ def test_towers_with_windows_or_full_attention_only(tmp_path, blocks):
     tower = ReferenceTower(checkpoint, checkpoint.config.vision)
     patches = random_patches((140, 252))
     features, layout = tower.run_steps(patches, (10, 18))
-    assert relative(features, run_full(full_tower(directory), patches, (10, 18))) <= SAME_SUMS
+    assert relative(features, run_original(original_tower(directory), patches, (10, 18))) <= SAME_SUMS
     assert layout.cu_seqlens.tolist() == [0, 180]
     np.testing.assert_array_equal(
         layout.cu_window_seqlens.numpy(), build_layout(tower.config, (140, 252)).cu_window_seqlens

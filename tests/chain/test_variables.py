@@ -1,0 +1,85 @@
+"""Every variable of export_video.sh is read, or refused, before step 1."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen_vl_axera.chain.variables import VARIABLES, Directories, check_directories, make_directories, read_variables
+from qwen_vl_axera.errors import InputError
+from tests.conftest import ROOT
+
+
+def test_defaults_are_the_documented_commands():
+    values = read_variables({})
+    found = [values[name] for name in ("PREFILL_LEN", "KV_CACHE_LEN", "PARALLEL", "CHIP")]
+    assert found == [512, 1023, 32, "AX650"]
+
+
+def test_values():
+    values = read_variables({"SIZE": "140 252", "FPS": "0.5", "GENERATE": "1", "CHIP": "AX620E", "NUM_FRAMES": ""})
+    assert (values["SIZE"], values["FPS"], values["GENERATE"], values["CHIP"]) == ((140, 252), 0.5, True, "AX620E")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SIZE": "300 308"}, "SIZE=300 308: expected multiples of 28; the nearest is 308 308"),
+        ({"SIZE": "308"}, 'expected height and width, such as "308 308"'),
+        ({"SIZE": "28 5600"}, "below 200 times the other"),
+        ({"NUM_FRAMES": "0"}, "NUM_FRAMES=0: expected a whole number above 0"),
+        ({"NUM_FRAMES": "8", "FPS": "1"}, "NUM_FRAMES and FPS: set one of them"),
+        ({"FPS": "fast"}, "FPS=fast: expected a number above 0"),
+        ({"FPS": "nan"}, "FPS=nan: expected a number above 0"),
+        ({"GENERATE": "yes"}, "GENERATE=yes: expected 0 or 1"),
+        ({"NUM_SAMPLES": "-1"}, "NUM_SAMPLES=-1"),
+        ({"PREFILL_LEN": "x; rm -rf ."}, "PREFILL_LEN=x"),
+        ({"PREFILL_LEN": "٣"}, "PREFILL_LEN"),
+        ({"PARALLEL": "1.5"}, "PARALLEL=1.5"),
+        ({"PREFILL_LEN": "2048"}, "does not fit a kv cache of 1023"),
+        ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip that"),
+        ({"CHIP": "M57"}, "both know: AX650, AX620E"),
+        ({"CHIP": "LAMBERT"}, "both know: AX650, AX620E"),
+    ],
+)
+def test_refused(variables, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_variables(variables)
+
+
+def test_every_variable_is_in_the_help():
+    text = (ROOT / "export_video.sh").read_text(encoding="utf-8").split("set -euo")[0]
+    for name in VARIABLES:
+        assert re.search(rf"\b{name} \(|\b{name} ", text), name
+
+
+def test_places_that_would_damage_what_is_read(tiny_dir, frames_dir, tmp_path):
+    def refused(words, workdir=tmp_path, out=tmp_path / "out", videos=(frames_dir,), checkpoint=tiny_dir):
+        with pytest.raises(InputError, match=words):
+            check_directories(Directories(checkpoint, workdir, out), videos)
+
+    check_directories(Directories(tiny_dir, tmp_path, tmp_path / "out"), [frames_dir])
+    refused("OUT=.* lies in the checkpoint", out=tiny_dir)
+    refused("OUT=.* lies in the checkpoint", out=tiny_dir / "out")
+    refused("WORKDIR=.* lies in the checkpoint", workdir=tiny_dir)
+    refused("OUT=.* lies in the input", out=frames_dir / "out")
+    refused("no such file or directory", videos=[tmp_path / "none.mp4"])
+    refused("expected a directory with a Qwen2.5-VL checkpoint", checkpoint=tmp_path)
+    (tmp_path / "file").touch()
+    refused("OUT=.*found a file", out=tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a directory that not even root can write")
+def test_a_place_that_nobody_can_write():
+    with pytest.raises(InputError, match="/proc/none cannot be made"):
+        make_directories(Path("/proc/none"))
+
+
+def test_it_runs_before_there_is_an_environment():
+    """-S and -I: the standard library alone."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from qwen_vl_axera.chain.variables import read_variables\n"
+    command = [sys.executable, "-I", "-S", "-c", code + "read_variables()"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
