@@ -38,6 +38,20 @@ def table(report: dict[str, Any]) -> str:
         for number, figures in enumerate(graph["steps"]):
             verdict = "ok" if within(figures, graph["thresholds"]) else "FAILED"
             rows.append((*cells(graph["file"], number, figures), verdict))
+    limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
+    limits = limits.format(**report["thresholds"])
+    lines.append(f"errors are root mean squares against float64; limits of the ratio: {limits}")
+    lines += [f"{graph['file']}: {problem}" for graph in report["graphs"] for problem in graph["problems"]]
+    return "\n".join(lines)
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report that is judged by thresholds, for the screen: a row for each graph and step."""
+    rows = [HEAD]
+    for graph in report["graphs"]:
+        for number, figures in enumerate(graph["steps"]):
+            verdict = "ok" if within(figures, graph["thresholds"]) else "FAILED"
+            rows.append((*cells(graph["file"], number, figures), verdict))
     limits = ", ".join(
         f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}" for name, limit in report["thresholds"].items()
     )
