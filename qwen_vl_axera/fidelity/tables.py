@@ -23,21 +23,6 @@ def fidelity_table(report: dict[str, Any]) -> str:
                 f"ratio {exact['ratio']:.3g}, of a typical token {exact['typical_ratio']:.3g}, "
                 f"of the worst {exact['token_ratio']:.3g}"
             )
-    limits = (
-        "limits: ratio {error_ratio:g}, of a typical token {typical_error_ratio:g}, of the worst {token_error_ratio:g}"
-    )
-    lines.append(f"errors are root mean squares against float64; {limits.format(**report['thresholds'])}")
-    lines += [f"{graph['file']}: {problem}" for graph in report["graphs"] for problem in graph["problems"]]
-    return "\n".join(lines)
-
-
-def table(report: dict[str, Any]) -> str:
-    """A report that is judged by thresholds, for the screen: a row for each graph and step."""
-    rows = [HEAD]
-    for graph in report["graphs"]:
-        for number, figures in enumerate(graph["steps"]):
-            verdict = "ok" if within(figures, graph["thresholds"]) else "FAILED"
-            rows.append((*cells(graph["file"], number, figures), verdict))
     limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
     limits = limits.format(**report["thresholds"])
     lines.append(f"errors are root mean squares against float64; limits of the ratio: {limits}")

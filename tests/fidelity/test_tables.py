@@ -40,10 +40,8 @@ def test_the_fidelity_table_shows_the_ratio_and_what_is_wrong():
     assert (
         "a.onnx: error 1.29e-05, transformers' own 1.00e-06: ratio 12.9, of a typical token 12, of the worst 20" in rows
     )
-    limits = (
-        "ratio of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
-    )
-    assert f"limits: {limits.format(**truth.THRESHOLDS)}" in shown
+    limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
+    assert f"limits of the ratio: {limits.format(**truth.THRESHOLDS)}" in shown
     assert rows[-2:] == [
         "a.onnx: the error is 12.9 times transformers' own (at most 3), first seen in block 5",
         "b.onnx: NaN or infinite values in step 0",
