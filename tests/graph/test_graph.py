@@ -84,6 +84,19 @@ def test_input_and_output_are_the_contract(tiny, tmp_path):
         assert read_metadata(model)["size"] == [308, 308]
 
 
+def test_the_graph_ends_on_its_last_gemm(tiny, tmp_path):
+    """Tokens are put into reading order before the merger's layers, not after them."""
+    for item in export_vision(tiny, tmp_path, sizes=[(140, 252)]):
+        nodes = onnx.load(item.path, load_external_data=False).graph.node
+        assert (nodes[-1].op_type, nodes[-1].name, list(nodes[-1].output)) == (
+            "Gemm",
+            "merger.mlp.2",
+            ["hidden_states_out"],
+        )
+        gathers = [node.name for node in nodes if "reading_order" in node.input]
+        assert gathers == ["merger.gather"]
+
+
 def test_names_follow_the_modules(tiny, tmp_path):
     exported = export_vision(tiny, tmp_path, sizes=[(308, 308)])
     nodes = {node.name: node for node in onnx.load(exported[0].path, load_external_data=False).graph.node}
@@ -93,10 +106,9 @@ def test_names_follow_the_modules(tiny, tmp_path):
         "blocks.2.attn.proj",
         "blocks.2.attn.windows.2.softmax",
         "blocks.3.mlp.down_proj",
-        "merger.mlp.2",
+        "merger.mlp.0",
     ):
         assert nodes[name].output[0] == name
-        assert name in nodes
     assert list(nodes["blocks.3.mlp.down_proj"].input[1:]) == [
         "blocks.3.mlp.down_proj.weight",
         "blocks.3.mlp.down_proj.bias",
@@ -159,6 +171,12 @@ def test_a_good_graph_passes_the_linter():
 
 ONES = np.ones((1, 4), np.float32)
 BAD = {
+    "must compute": tiny_model(helper.make_node("Transpose", ["x"], ["y"], name="bad", perm=[1, 0]), output=(4, 1)),
+    "be an initializer": tiny_model(
+        helper.make_node("Constant", [], ["c"], name="bad", value=numpy_helper.from_array(np.float32([[2.0]]))),
+        helper.make_node("Add", ["x", "c"], ["y"], name="add"),
+    ),
+    "two dimensions": tiny_model(helper.make_node("Add", ["x", "x"], ["y"], name="bad"), shape=(4,), output=(4,)),
     "operator list": tiny_model(helper.make_node("Einsum", ["x"], ["y"], name="bad", equation="ij->ij")),
     "reported broken": tiny_model(helper.make_node("Squeeze", ["x"], ["y"], name="bad")),
     "indices must": tiny_model(

@@ -169,8 +169,10 @@ class Merger(nn.Module):
             nn.Linear(self.merged, self.merged), nn.GELU(), nn.Linear(self.merged, config.out_hidden_size)
         )
 
-    def forward(self, x: Tensor, tokens: int) -> Tensor:  # (S, C) -> (S/4, out_hidden)
-        return self.mlp(self.ln_q(x).reshape(tokens, self.merged))
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:  # (S, C) -> (S/4, out_hidden), rows as `order` says
+        quads = self.ln_q(x).reshape(-1, self.merged)
+        # Reordered here and not at the end: a graph that ends on moved data lost its 16 bits on a real card.
+        return self.mlp(quads.index_select(0, order))
 
 
 class VisionTower(nn.Module):
@@ -234,4 +236,4 @@ class VisionTower(nn.Module):
         x = self.patch_embed(x)
         for number, block in enumerate(self.blocks):
             x = block(x, self.rotary, None if number in self.config.fullatt_block_indexes else self.window_mask)
-        return self.merger(x, tokens).index_select(0, self.reading_order)
+        return self.merger(x, self.reading_order)
