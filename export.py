@@ -1,7 +1,7 @@
 """Step 2: export the vision tower, one temporal step at a fixed size, to ONNX.
 
     python export.py CKPT {video,image} [--size H W]... [--opset 17]
-                     [--window-mode grouped|dense] [--input pixels|normalized] [--workdir DIR]
+                     [--window-mode grouped|folded|unrolled|dense] [--input pixels|normalized] [--workdir DIR]
 
 Reads:  CKPT (config.json and the vision weights, one tensor at a time), and what run_video_by_sec.py saved:
         rotary angles and windows are derived anew and compared with transformers'.
@@ -35,7 +35,8 @@ def build_parser():
         "--window-mode",
         choices=WINDOW_MODES,
         default=WINDOW_MODES[0],
-        help="windows of a size as one batch (default), or one masked product over all patches",
+        help="how windows are attended to: a batch of windows and heads (default), both on one axis, each window for "
+        "itself, or one masked product over all patches",
     )
     parser.add_argument(
         "--input",

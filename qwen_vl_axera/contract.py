@@ -48,7 +48,7 @@ DEMO_CLIP, DEMO_MODEL = ASSETS / "demo.mp4", ASSETS / "demo_model"
 
 MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values
-WINDOW_MODES = ("grouped", "dense")
+WINDOW_MODES = ("grouped", "folded", "unrolled", "dense")  # in the order in which a compiler is tried with them
 OPSETS, OPSET = (16, 17, 18), 17
 
 
