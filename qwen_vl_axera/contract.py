@@ -21,6 +21,7 @@ CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
 STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
+PROBE = "probe.json"  # probe_build.py
 REPORT = "report.html"
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
@@ -64,6 +65,7 @@ class GraphSpec:
         window_mode: one of WINDOW_MODES.
         uint8: takes uint8 (1, S, 392, 3) as the compiled model does, instead of float32 (1, 3, S, 392).
         opset: one of OPSETS.
+        probe: one windowed and one full-attention block of the tower, to be built in minutes instead of hours.
 
     Raises:
         InputError: a field is none of its choices.
@@ -76,9 +78,11 @@ class GraphSpec:
     window_mode: str = WINDOW_MODES[0]
     uint8: bool = False
     opset: int = OPSET
+    probe: bool = False
 
     def __post_init__(self):
-        choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "uint8": (False, True), "opset": OPSETS}
+        choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "opset": OPSETS}
+        choices |= dict.fromkeys(("uint8", "probe"), (False, True))
         for name, known in choices.items():
             value = getattr(self, name)
             if not any(value == choice and type(value) is type(choice) for choice in known):
@@ -90,13 +94,14 @@ class GraphSpec:
             raise InputError(f"size {sides!r}: expected height and width in pixels")
 
     def stem(self, name: str, sized: bool = False) -> str:
-        """The file's name without its ending: NAME_vision[_image][_HxW][_uint8].
+        """The file's name without its ending: NAME_vision[_image][_HxW][_probe][_uint8].
 
         Args:
             name: the checkpoint's.
             sized: one of several sizes.
         """
-        return graph_stem(name, self.mode, self.size if sized else None) + ("_uint8" if self.uint8 else "")
+        parts = graph_stem(name, self.mode, self.size if sized else None), "_probe" * self.probe, "_uint8" * self.uint8
+        return "".join(parts)
 
     def metadata(self) -> dict[str, Any]:
         """The fields as the graph's metadata has them."""

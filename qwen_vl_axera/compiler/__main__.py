@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
+from qwen_vl_axera.compiler.precision import QUANTIZED
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
     has_llm_build2,
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command.line())
     else:
         print(f"+ {command.line()}", file=sys.stderr)
+        if args.step == "build":  # an earlier build's record must not be taken for this one's
+            (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
         execute(command)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]

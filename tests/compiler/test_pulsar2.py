@@ -1,5 +1,7 @@
 """The compiler's commands, run as a user does, against a stand-in that knows the documented options only."""
 
+import fcntl
+import io
 import json
 import os
 import shlex
@@ -16,6 +18,7 @@ from PIL import Image
 
 from qwen_vl_axera.compiler import container
 from qwen_vl_axera.compiler.container import HAND_BACK
+from qwen_vl_axera.compiler.lock import lock_file
 from qwen_vl_axera.compiler.pulsar2 import build_command, has_llm_build2, llm_build_command, run_command, version
 from qwen_vl_axera.compiler.tool import Tool, execute, find_tool
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -183,7 +186,7 @@ def test_a_built_model_is_delivered(make_workdir, tmp_path):
     target.write_bytes(b"older")
     done = cli("build", "tiny_vision.onnx", "--config", CONFIG, "--output-name", "m[1].axmodel", "--deliver", target)
     assert done.returncode == 0, done.stderr
-    assert b"stand-in" in target.read_bytes() and not list((workdir / "build-output").iterdir())
+    assert b"stand-in" in target.read_bytes() and not list((workdir / "build-output").glob("*.axmodel"))
     target.unlink()
     failed = cli("build", "tiny_vision.onnx", "--config", CONFIG, "--deliver", target, STAND_IN_FAIL="build:3")
     assert failed.returncode == 1 and not target.exists()
@@ -664,3 +667,34 @@ def test_root_owned_outputs_change_hands(tmp_path):
     assert (tmp_path / "sub dir" / "new").stat().st_uid == 1234
     assert (tmp_path / "link").lstat().st_uid == 1234 and Path("/etc/hostname").stat().st_uid == 0
     assert theirs.stat().st_uid == 4321
+
+
+# --- one build at a time, and silence ---
+
+
+def test_two_builds_are_never_at_once(make_workdir, tmp_path, monkeypatch):
+    """The second waits, says why, and goes on when the first has ended; other commands do not wait."""
+    make_workdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    command = [sys.executable, "-m", "qwen_vl_axera.compiler"]
+    environment = os.environ | {"PULSAR2": str(STAND_IN), "PYTHONPATH": str(ROOT)}
+    build = [*command, "build", "tiny_vision.onnx", "--config", str(CONFIG)]
+    with open(lock_file(), "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        assert subprocess.run([*command, "version"], env=environment, capture_output=True).returncode == 0
+        second = subprocess.Popen(build, env=environment, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline().startswith("+ ")
+        assert "waiting for another build" in second.stderr.readline()
+        assert second.poll() is None and not Path("build-output/tiny_vision.axmodel").exists()
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 0, stderr
+    assert Path("build-output/tiny_vision.axmodel").is_file()
+
+
+def test_a_tool_that_says_nothing_is_remarked_on(make_workdir, monkeypatch, capfd):
+    workdir = make_workdir()
+    monkeypatch.setattr("qwen_vl_axera.compiler.tool.QUIET", 0.5)
+    monkeypatch.setenv("STAND_IN_SLEEP", "build:1.5")
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.FileIO(2, "w", closefd=False)))
+    execute(build_command(HERE, workdir / "tiny_vision.onnx", CONFIG))
+    assert "still running; silent for" in capfd.readouterr().err

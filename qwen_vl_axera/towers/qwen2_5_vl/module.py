@@ -236,6 +236,8 @@ class VisionTower(nn.Module):
             "unrolled": tuple(WindowGroup(1, group.size) for group in layout.groups for _ in range(group.count)),
             "dense": everything,
         }[spec.window_mode]
+        kinds = {number in config.fullatt_block_indexes: number for number in reversed(range(config.depth))}
+        self.numbers = sorted(kinds.values()) if spec.probe else range(config.depth)  # a probe has the first of each
         form = FoldedAttention if spec.window_mode in ("folded", "unrolled") else GroupAttention
         self.patch_embed = PatchEmbed(config, bias=spec.input == "pixels")
         self.rotary = Rotary(layout)
@@ -265,6 +267,7 @@ class VisionTower(nn.Module):
         if self.normalize:
             x = x * self.pixel_scale + self.pixel_shift
         x = self.patch_embed(x)
-        for number, block in enumerate(self.blocks):
-            x = block(x, self.rotary, None if number in self.config.fullatt_block_indexes else self.window_mask)
+        for number in self.numbers:
+            mask = None if number in self.config.fullatt_block_indexes else self.window_mask
+            x = self.blocks[number](x, self.rotary, mask)
         return self.merger(x, self.reading_order)
