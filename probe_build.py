@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.compiler.probe import probe, verdict
+    from qwen_vl_axera.compiler.record import Probe
     from qwen_vl_axera.compiler.tool import VARIABLE, find_tool
     from qwen_vl_axera.fidelity.gate import find_graphs
-    from qwen_vl_axera.files import write_json
+    from qwen_vl_axera.files import write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
     from qwen_vl_axera.preflight.plan import CONFIGS
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     graph, _ = find_graphs(checkpoint.name, workdir)
     config = args.config or CONFIGS[read_spec(load_graph(graph), graph).input]
     report = probe(checkpoint, workdir, tool, config, args.window_mode or WINDOW_MODES, args.chip, args.all)
-    write_json(workdir / PROBE, report)
+    write_record(workdir / PROBE, Probe, report)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else verdict(report))
     return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
 

@@ -146,6 +146,12 @@ def made_workdir(workdir: Path, made_by: str) -> Path:
     return workdir
 
 
+def warn(message: str | None) -> None:
+    """Prints a warning on stderr, where there is one."""
+    if message:
+        print(f"warning: {message}", file=sys.stderr)
+
+
 def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """Runs a script's `main` and turns what it raises into the exit codes of the design.
 

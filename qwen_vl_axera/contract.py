@@ -14,14 +14,16 @@ INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 
 # Files of the work directory, by the step that writes them.
 CAPTURE, PIXELS, ORACLE = "capture.json", "pixels.npy", "vit_out.npy"  # run_video_by_sec.py
+EXACT = "vit_exact.npy"  # the oracle in float64, for some steps
 STEP_PATCHES = "hidden_states"  # .pth: one step's normalised patches
 LAYOUT_TENSORS = ("rotary_pos_emb", "cu_seqlens", "cu_window_seqlens", "window_index")  # .pth: one step's layout
-FIDELITY = "fidelity.json"  # test_onnx_video_by_sec.py
+FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_video_by_sec.py
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
 STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
 PROBE = "probe.json"  # probe_build.py
+QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py
 REPORT = "report.html"
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
@@ -51,6 +53,7 @@ MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values
 WINDOW_MODES = ("grouped", "folded", "unrolled", "dense")  # in the order in which a compiler is tried with them
 OPSETS, OPSET = (16, 17, 18), 17
+RECIPES = ("vendor", "mixed")  # which configuration a build gets: QUANTIZE
 
 
 @dataclass(frozen=True)

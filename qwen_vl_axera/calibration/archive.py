@@ -13,21 +13,21 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from preprocess import iter_steps, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
+from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import READ_SIZE, write_json
+from qwen_vl_axera.files import READ_SIZE, write_record
 
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
 SAMPLE_NAME = re.compile(r"sample_\d{5,}\.(npy|png)")
@@ -47,12 +47,12 @@ class CalibrationSet:
 
     Attributes:
         archive: the tar file for Pulsar2.
-        manifest: the content of the manifest.
+        manifest: where the samples come from.
         warnings: what the user should know about the set.
     """
 
     archive: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: list[str]
 
 
@@ -85,15 +85,15 @@ def make_calibration_set(
         samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:
             raise InputError("no calibration sample could be made: the frames chosen do not decode")
-        manifest = {
-            "format": format,
-            "size": list(size),
-            "num_samples": len(samples),
-            "nearly_identical": count_near(thumbnails),
-            "archive": {"file": ARCHIVE, "bytes": (building / ARCHIVE).stat().st_size},
-            "samples": samples,
-        }
-        write_json(building / CALIB_MANIFEST, manifest)
+        manifest = Manifest(
+            format=format,
+            size=tuple(size),
+            num_samples=len(samples),
+            nearly_identical=count_near(thumbnails),
+            archive=ArchiveFile(ARCHIVE, (building / ARCHIVE).stat().st_size),
+            samples=samples,
+        )
+        write_record(building / CALIB_MANIFEST, Manifest, manifest)
         building.chmod(0o755)
         _put_in_place(building, target)
     finally:
@@ -107,9 +107,10 @@ def _write_samples(
     picks: Sequence[Pick],
     size: tuple[int, int],
     format: str,
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+) -> tuple[list[Sample], list[np.ndarray]]:
     taken: deque[Pick] = deque()  # read, but not yet through the resizing threads
-    samples: list[dict[str, Any]] = []
+    written: deque[Future[Sample]] = deque()
+    samples: list[Sample] = []
     thumbnails: list[np.ndarray] = []
     with (
         open(building / ARCHIVE, "wb") as file,
@@ -117,55 +118,90 @@ def _write_samples(
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
-        writing: deque = deque()
         for patches in iter_steps(read_frames(sources, picks, taken), size):
             pick = taken.popleft()
-            sample = _describe(sources[pick.source], pick, f"sample_{len(samples):05d}{SUFFIXES[format]}")
-            samples.append(sample)
+            name = f"sample_{len(thumbnails):05d}{SUFFIXES[format]}"
+            changes = None
+            if not thumbnails:  # the sample that is there whatever calibration_size says
+                patches, changes = widen_range(patches)
             thumbnails.append(thumbnail(patches, size))
-            writing.append(writer.submit(_write_sample, building, tar, sample, patches, format))
-            if len(writing) > 2:  # the disk lags behind: wait instead of holding ever more samples
-                writing.popleft().result()
+            source = sources[pick.source]
+            written.append(writer.submit(_write_sample, building, tar, name, source, pick, patches, changes))
+            if len(written) > 2:  # the disk lags behind: wait instead of holding ever more samples
+                samples.append(written.popleft().result())
             stage.advance()
-        while writing:
-            writing.popleft().result()
+        samples += [future.result() for future in written]
         tar.close()
         file.flush()
         os.fsync(file.fileno())
     return samples, thumbnails
 
 
-def _describe(source: Source, pick: Pick, name: str) -> dict[str, Any]:
-    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
-    return {"file": name, "source": source.files(pick.frames), "frames": list(pick.frames), "timestamps": timestamps}
-
-
 def _write_sample(
-    building: Path, tar: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
-) -> None:
-    """Writes one sample to its file and to the archive, and its hash into its entry."""
-    encoded = encode(patches, format)
-    with encoded.getbuffer() as data, open(building / sample["file"], "wb") as file:
-        sample["sha256"] = hashlib.sha256(data).hexdigest()
+    building: Path,
+    tar: tarfile.TarFile,
+    name: str,
+    source: Source,
+    pick: Pick,
+    patches: np.ndarray,
+    changes: list[Change] | None,
+) -> Sample:
+    """Writes one sample to its file and to the archive."""
+    encoded = encode(patches, name)
+    with encoded.getbuffer() as data, open(building / name, "wb") as file:
+        digest = hashlib.sha256(data).hexdigest()
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    member = tarfile.TarInfo(sample["file"])  # owner 0, time 0 and mode 0644 are its defaults
+    member = tarfile.TarInfo(name)  # owner 0, time 0 and mode 0644 are its defaults
     member.size = encoded.seek(0, io.SEEK_END)
     encoded.seek(0)
     tar.addfile(member, encoded)
     tar.members.clear()  # tarfile keeps them all for reading back
+    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
+    return Sample(name, source.files(pick.frames), list(pick.frames), timestamps, digest, changes)
 
 
-def encode(patches: np.ndarray, format: str) -> io.BytesIO:
+def widen_range(patches: np.ndarray) -> tuple[np.ndarray, list[Change] | None]:
+    """Takes the darkest red value of a sample to 0 and its brightest blue one to 255.
+
+    The compiler takes the input's range from the archive: with 238 as its brightest value, every brighter pixel on
+    the board would be clipped, and the step would be 238/255 instead of 1. Red and blue, because they reach the lowest
+    and the highest value once mean and std are applied.
+
+    Args:
+        patches: uint8 (S, 392, 3).
+
+    Returns:
+        The patches, and what was changed.
+    """
+    patches, changes = patches.copy(), []
+    for channel, find, level in ((0, np.argmin, 0), (2, np.argmax, 255)):
+        patch, pixel = np.unravel_index(find(patches[..., channel]), patches.shape[:2])
+        place = int(patch), int(pixel), channel
+        if patches[place] != level:
+            changes.append(Change(place, int(patches[place]), level))
+            patches[place] = level
+    return patches, changes or None
+
+
+def restore_range(patches: np.ndarray, changes: Sequence[Change] | None) -> np.ndarray:
+    """The inverse of `widen_range`."""
+    patches = patches.copy()
+    for change in changes or ():
+        patches[change.index] = change.before
+    return patches
+
+
+def encode(patches: np.ndarray, name: str) -> io.BytesIO:
     """One sample's file.
 
     Args:
         patches: uint8 (S, 392, 3).
-        format: "numpy": float32 (1, 3, S, 392), 0..255, as .npy; "image": RGB PNG, 392 wide and S high.
+        name: of the file. `.npy` holds float32 (1, 3, S, 392), 0..255; `.png` is RGB, 392 wide and S high.
     """
     buffer = io.BytesIO()
-    if format == "numpy":
+    if name.endswith(SUFFIXES["numpy"]):
         np.save(buffer, to_graph_input(patches), allow_pickle=False)
     else:
         Image.fromarray(patches).save(buffer, "PNG", compress_level=PNG_LEVEL)
@@ -194,8 +230,8 @@ def count_near(thumbnails: Sequence[np.ndarray]) -> int:
     return near
 
 
-def _warnings(manifest: dict[str, Any], picked: int) -> list[str]:
-    made, near = manifest["num_samples"], manifest["nearly_identical"]
+def _warnings(manifest: Manifest, picked: int) -> list[str]:
+    made, near = manifest.num_samples, manifest.nearly_identical
     warnings = []
     if made < picked:
         warnings.append(f"{picked - made} of {picked} samples fell on frames that do not decode and were left out")

@@ -197,7 +197,11 @@ def precision_report(config: BuildConfig, graph: onnx.GraphProto, path: Path) ->
         "nodes": len(types),
         "fused": fused,
         "bits": bits,
-        "wishes": [asdict(wish) | {"status": wish.status, "detail": wish.detail} for wish in found],
+        "wishes": [
+            asdict(wish)
+            | {"missing": list(wish.missing), "others": list(wish.others), "status": wish.status, "detail": wish.detail}
+            for wish in found
+        ],
     }
 
 

@@ -1,4 +1,8 @@
-"""Step 3: the ONNX graphs in the vision tower's place, numbers first, then text."""
+"""Step 3: the ONNX graphs in the vision tower's place, numbers first, then text.
+
+The numbers are two independent checks. `graph.conformity` says whether a graph is what this converter makes of this
+checkpoint; the answers, measured by `truth`, say whether that is transformers' tower.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from qwen_vl_axera import progress
+from preprocess import MERGE_SIZE
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.chat import LanguageModel, Token, build_prompt, first_difference
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, graph_report
-from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.fidelity.chat import LanguageModel
+from qwen_vl_axera.fidelity.metrics import token_cosine_distances
+from qwen_vl_axera.fidelity.text import check_text
+from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth
+from qwen_vl_axera.fidelity.verdict import Graph, judge_answers, run_graph
+from qwen_vl_axera.files import sha256_file
+from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
-from qwen_vl_axera.oracle.record import Capture, read_capture, read_oracle, read_pixels
+from qwen_vl_axera.oracle.record import Capture, read_capture, read_exact, read_oracle, read_pixels
 
 
 def find_graphs(checkpoint_name: str, workdir: Path) -> list[Path]:
@@ -55,104 +64,13 @@ def capture_other_clip(
     return directory
 
 
-def check_graph(path: Path, pixels: np.ndarray, oracle: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Runs one graph step by step and compares it with transformers' answer.
-
-    Args:
-        path: the graph.
-        pixels: uint8 (T, S, 392, 3).
-        oracle: float32 (T, S/4, out_hidden).
-
-    Returns:
-        Its entry in `fidelity.json`, and its tokens, float32 (T·S/4, out_hidden).
-    """
-    tower = OnnxTower(path)
-    steps, outputs = [], []
-    with progress.stage(path.name, len(pixels), unit="step") as stage:
-        for patches, expected in zip(pixels, oracle, strict=True):
-            tokens = tower.step(np.ascontiguousarray(patches))
-            if tokens.shape != expected.shape:
-                raise InputError(
-                    f"{path}: gives tokens of shape {list(tokens.shape)}, transformers {list(expected.shape)}: "
-                    "graph and capture are of different checkpoints"
-                )
-            steps.append(compare(np.asarray(expected), tokens))
-            outputs.append(tokens)
-            stage.advance()
-    return graph_report(path.name, steps, THRESHOLDS), np.concatenate(outputs)
-
-
-def check_text(
-    model: LanguageModel,
-    capture: Capture,
-    prompts: Sequence[str],
-    reference: np.ndarray,
-    actual: np.ndarray,
-    max_new_tokens: int,
-) -> list[dict[str, Any]]:
-    """Greedy text from two sets of features, token by token: the `text` entries of `fidelity.json`.
-
-    Args:
-        model: the language model.
-        capture: the clip.
-        prompts: the questions.
-        reference: transformers' features, float32 (N, hidden).
-        actual: the graph's features, float32 (N, hidden).
-        max_new_tokens: per answer.
-    """
-    entries = []
-    for text in prompts:
-        prompt = build_prompt(model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts)
-        answers = [model.generate(prompt, features, max_new_tokens) for features in (reference, actual)]
-        entries.append(text_entry(model, text, *answers))
-    return entries
-
-
-def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual: list[Token]) -> dict[str, Any]:
-    """One question's answers; where they differ, the first token that does with both probabilities."""
-    entry = {
-        "prompt": prompt,
-        "reference": model.text(reference),
-        "onnx": model.text(actual),
-        "tokens": len(reference),
-        "equal": True,
-    }
-    number = first_difference(reference, actual)
-    if number is not None:
-        entry["equal"] = False
-        entry["first_difference"] = {"token": number} | {
-            name: {
-                "id": answer[number].id,
-                "text": model.tokenizer.decode([answer[number].id]),  # a stop token shows, too
-                "probability": answer[number].probability,
-            }
-            for name, answer in (("reference", reference), ("onnx", actual))
-            if number < len(answer)
-        }
-    return entry
-
-
-def verify(
-    checkpoint: Checkpoint,
-    workdir: Path,
-    graphs: Sequence[Path],
-    prompts: Sequence[str] = (),
-    max_new_tokens: int = 128,
-    dtype: str = "bfloat16",
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Checks the graphs of a work directory against its capture.
+def open_clip(checkpoint: Checkpoint, workdir: Path, device: str = "cpu") -> tuple[Capture, Judge]:
+    """What run_video_by_sec.py left, and a judge of graphs over it.
 
     Args:
         checkpoint: the model.
-        workdir: what run_video_by_sec.py left.
-        graphs: files to test, the first of them in the text comparison.
-        prompts: questions for the text comparison; none: numbers only.
-        max_new_tokens: per answer.
-        dtype, device: of the language model.
-
-    Returns:
-        The content of `fidelity.json`.
+        workdir: the work directory.
+        device: of transformers' tower, where it must run again.
 
     Raises:
         InputError: a file is missing or belongs to something else.
@@ -163,13 +81,123 @@ def verify(
             f"{workdir}: the capture was made from {capture.checkpoint}, not from {checkpoint.name}: "
             "run run_video_by_sec.py again"
         )
-    pixels, oracle = read_pixels(workdir, capture), read_oracle(workdir, capture)
-    checked = [check_graph(path, pixels, oracle) for path in graphs]
+    pixels, oracle, config = read_pixels(workdir, capture), read_oracle(workdir, capture), checkpoint.config.vision
+    truth = Truth(capture.exact_steps, read_exact(workdir, capture), [np.asarray(oracle[capture.exact_steps])])
+
+    def load() -> Any:
+        return checkpoint.tower.reference(checkpoint, config, device)
+
+    return capture, Judge(pixels, oracle, truth, capture.grid_thw[1:], load)
+
+
+def judge_graphs(paths: Sequence[Path], judge: Judge, checkpoint: Checkpoint) -> list[Graph]:
+    """Runs graphs over a clip and says what is wrong with each: its answers, where that starts, its structure."""
+    graphs = [run_graph(path, judge.pixels, judge.oracle) for path in paths]
+    for graph in graphs:
+        judge_answers(graph, judge)
+    say_where(graphs, judge, checkpoint)
+    check_conformity(graphs, checkpoint)
+    return graphs
+
+
+def check_conformity(graphs: Sequence[Graph], checkpoint: Checkpoint) -> None:
+    """Adds to each graph's problems where it is not what export.py would write now.
+
+    Graphs share their weights: those of each data file are compared once.
+    """
+    known: dict[tuple, list[str]] = {}
+    for graph in graphs:
+        model = load_graph(graph.path)
+        spec = read_spec(model, graph.path)
+        graph.problems += structure_problems(checkpoint, model, spec)
+        names = set(checkpoint.tower.parameters(checkpoint.config.vision, spec.input))
+        weights = (tensor.SerializeToString() for tensor in model.graph.initializer if tensor.name in names)
+        key = graph.path.parent, spec.input, *weights
+        if key not in known:
+            made = checkpoint.tower.weights(checkpoint, checkpoint.config.vision, spec.input)
+            known[key] = list(weight_problems(made, model, graph.path.parent))
+        graph.problems += known[key]
+
+
+def say_where(graphs: Sequence[Graph], judge: Judge, checkpoint: Checkpoint) -> None:
+    """Adds to the first graph with a wrong answer in which block the error starts."""
+    from qwen_vl_axera.fidelity.blocks import first_wrong_stage
+
+    graph = next((graph for graph in graphs if graph.suspect), None)
+    if graph is None:
+        return
+    step, errors = graph.suspect
+    layout = checkpoint.tower.layout(checkpoint.config.vision, read_spec(load_graph(graph.path), graph.path).size)
+    patches = np.ascontiguousarray(judge.pixels[step])
+    stage = first_wrong_stage(graph.path, judge.reference, layout, patches, judge.grid, errors)
+    if stage:
+        graph.problems[0] += f", first seen in {stage}"
+
+
+def token_maps(graphs: Sequence[Graph], judge: Judge, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The errors of each token for `fidelity_tokens.npz`, float64 (T, H/28, W/28).
+
+    Args:
+        graphs: those tested.
+        judge: who judged them.
+        shape: steps, rows and columns of tokens.
+
+    Returns:
+        For each graph FILE/cosine_distance: 1 - cosine with transformers' float32; and FILE/error_ratio: the error
+        over transformers' own, both against the exact answer, NaN in steps that have none.
+    """
+    maps = {}
+    for graph in graphs:
+        ratios = np.full(graph.tokens.shape[:2], np.nan)
+        for truth in (judge.truth, *judge.others.values()):
+            ratios[truth.steps] = truth.token_ratios(graph.tokens[truth.steps])
+        distances = token_cosine_distances(judge.oracle, graph.tokens)
+        maps[f"{graph.path.name}/cosine_distance"] = distances.reshape(shape)
+        maps[f"{graph.path.name}/error_ratio"] = ratios.reshape(shape)
+    return maps
+
+
+def verify(
+    checkpoint: Checkpoint,
+    workdir: Path,
+    graphs: Sequence[Path],
+    prompts: Sequence[str] = (),
+    max_new_tokens: int = 128,
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Checks the graphs of a work directory against its capture.
+
+    Args:
+        checkpoint: the model.
+        workdir: what run_video_by_sec.py left.
+        graphs: files to test, the first of them in the text comparison.
+        prompts: questions for the text comparison; none: numbers only, as where the first graph's are not finite.
+        max_new_tokens: per answer.
+        dtype: of the language model.
+        device: of the language model, and of transformers' tower where it must run again.
+
+    Returns:
+        The contents of `fidelity.json` and of `fidelity_tokens.npz`.
+
+    Raises:
+        InputError: a file is missing or belongs to something else.
+    """
+    capture, judge = open_clip(checkpoint, workdir, device)
+    tested = judge_graphs(graphs, judge, checkpoint)
     text: list[dict[str, Any]] = []
-    if prompts:
+    if prompts and np.isfinite(tested[0].tokens).all():
         model = LanguageModel(checkpoint.directory, dtype, device)
-        flat = np.asarray(oracle).reshape(-1, oracle.shape[-1])
-        text = check_text(model, capture, prompts, flat, checked[0][1], max_new_tokens)
-    reports = [report for report, _ in checked]
+        flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), tested[0].tokens)]
+        text = check_text(model, capture, prompts, *flat, max_new_tokens)
+    reports = [graph.report() for graph in tested]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
-    return {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    report |= {"pixels_sha256": sha256_file(Path(workdir) / PIXELS)}  # which clip this is about
+    return report, token_maps(tested, judge, token_grid(capture))
+
+
+def token_grid(capture: Capture) -> tuple[int, int, int]:
+    """Temporal steps, rows and columns of tokens."""
+    steps, rows, columns = capture.grid_thw
+    return steps, rows // MERGE_SIZE, columns // MERGE_SIZE

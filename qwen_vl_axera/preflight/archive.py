@@ -57,18 +57,11 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
     shapes: dict[tuple[str, tuple[int, ...]], str] = {}
     low, high, thumbnails, count = np.inf, -np.inf, [], 0
     known = size is not None
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                values, kind = _read_member(tar, member)
-                shapes.setdefault((kind, values.shape), member.name)
-                low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
-                if known and values.shape == (1, 3, num_patches(*size), 392):
-                    thumbnails.append(thumbnail(_as_pixels(values), size))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a readable tar archive ({error})") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    for values, name, kind in iter_samples(path):
+        shapes.setdefault((kind, values.shape), name)
+        low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
+        if known and values.shape == (1, 3, num_patches(*size), 392):
+            thumbnails.append(thumbnail(as_pixels(values), size))
     if not count:
         raise InputError(f"{path}: holds no sample")
     if len(shapes) > 1:
@@ -77,6 +70,26 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
     ((kind, shape),) = shapes
     near = count_near(thumbnails) if len(thumbnails) == count else None
     return Archive(kind, count, shape, low, high, _kind_of_values(low, high), near)
+
+
+def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, str, str]]:
+    """The members of a tar archive, one at a time.
+
+    Yields:
+        float32 (1, 3, S, 392), the member's name, and its format: "numpy" or "image".
+
+    Raises:
+        InputError: as `read_archive`.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                values, kind = _read_member(tar, member)
+                yield values, member.name, kind
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{path}: not a readable tar archive ({error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[np.ndarray, str]:
@@ -132,7 +145,7 @@ def _kind_of_values(low: float, high: float) -> str:
     return "other"
 
 
-def _as_pixels(values: np.ndarray) -> np.ndarray:
+def as_pixels(values: np.ndarray) -> np.ndarray:
     """A sample as uint8 (S, 392, 3) for looking."""
     patches = values[0].transpose(1, 2, 0)
     if patches.min() < 0:
@@ -164,6 +177,12 @@ def archive_checks(archive: Archive, contract: str, expected: tuple[int, ...] | 
         yield Check("archive values", "failed", f"every value is {archive.minimum:g}", CALIBRATE_AGAIN)
     elif archive.values == wanted:
         yield Check("archive values", "ok", f"{bounds}: {wanted}")
+        if wanted == "pixels" and (archive.minimum, archive.maximum) != (0, LEVELS):
+            detail = (
+                f"the samples reach {bounds}: the compiler takes the input's range from them, so pixels beyond are "
+                f"clipped on the board, and a step of the input is {(archive.maximum - archive.minimum) / LEVELS:.3g}"
+            )
+            yield Check("archive range", "warning", detail, f"{CALIBRATE_AGAIN}: it makes the range 0 to {LEVELS}")
     else:
         found = {"unit": "0..1, not 0..255", "other": "neither pixels nor normalised values"}
         detail = f"{bounds}: {found.get(archive.values, archive.values)}; the graph was exported for {contract}"
