@@ -1,6 +1,7 @@
 """Before the whole build: two blocks of the tower through the real compiler, in minutes.
 
-    python probe_build.py CKPT [--config FILE] [--window-mode FORM]... [--all] [--chip CHIP] [--json] [--workdir DIR]
+    python probe_build.py CKPT [--config FILE] [--window-mode FORM]... [--all] [--opset N]
+                          [--chip CHIP] [--json] [--workdir DIR]
 
 Reads:  what export.py, run_video_by_sec.py and get_calib.py left in the work directory, and the build configuration
         (default: config_video.json, or config_video_normalized.json, as the graph needs). PULSAR2 names the compiler.
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import CHIP, CHIPS, PROBE, WINDOW_MODES
+from qwen_vl_axera.contract import CHIP, CHIPS, OPSETS, PROBE, WINDOW_MODES
 from qwen_vl_axera.errors import InputError
 
 
@@ -30,6 +31,7 @@ def build_parser():
         "--window-mode", choices=WINDOW_MODES, action="append", default=[], help="only this form; may be repeated"
     )
     parser.add_argument("--all", action="store_true", help="try every form; the fewest cycles win")
+    parser.add_argument("--opset", type=int, choices=OPSETS, help="of the probe (default: the exported graph's)")
     parser.add_argument("--chip", choices=CHIPS, default=CHIP, help="target hardware (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     cli.add_workdir(parser)
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{tool.name}: set {VARIABLE} to a command or docker:IMAGE")
     graph, _ = find_graphs(checkpoint.name, workdir)
     config = args.config or CONFIGS[read_spec(load_graph(graph), graph).input]
-    report = probe(checkpoint, workdir, tool, config, args.window_mode or WINDOW_MODES, args.chip, args.all)
+    forms = args.window_mode or WINDOW_MODES
+    report = probe(checkpoint, workdir, tool, config, forms, args.chip, args.all, args.opset)
     write_record(workdir / PROBE, Probe, report)
     print(json.dumps(report, indent=2, ensure_ascii=False) if args.json else verdict(report))
     return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED

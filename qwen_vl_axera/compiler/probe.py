@@ -38,6 +38,7 @@ def probe(
     forms: Sequence[str],
     chip: str = CHIP,
     every: bool = False,
+    opset: int | None = None,
 ) -> dict[str, Any]:
     """Builds and simulates the probe in one form after the other.
 
@@ -48,6 +49,7 @@ def probe(
         config: the build configuration.
         forms: window modes in the order of trying.
         chip: target hardware.
+        opset: of the probe; None: the exported graph's.
         every: go on after the first form that works, and take the one with the fewest cycles.
 
     Returns:
@@ -61,6 +63,7 @@ def probe(
     whole, _ = find_graphs(checkpoint.name, workdir)
     model = load_graph(whole)
     base = read_spec(model, whole)
+    base = replace(base, opset=opset or base.opset)
     attempts: list[dict[str, Any]] = []
     for form in forms:
         spec = replace(base, window_mode=form, probe=True)

@@ -172,7 +172,10 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None) 
             except BaseException:
                 process.terminate()
                 raise
-        lines.extend(filter(None, begun.values()))
+        for stream, line in begun.items():
+            if line:  # the tool did not end it
+                lines.append(line)
+                print(file=streams[stream], flush=True)
     if process.returncode:
         said = " | ".join(text for line in lines if (text := line.decode("utf-8", "replace").strip()))
         raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
