@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import AXMODEL_FIDELITY, BUILD_OUTPUT, INPUT_NAME, OUTPUT_NAME
+from qwen_vl_axera.contract import AXMODEL_FIDELITY, BUILD_OUTPUT, INPUT_NAME, OUTPUT_NAME, QUANTIZATION
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report
 from qwen_vl_axera.fidelity.record import AxmodelFidelity
 from qwen_vl_axera.fidelity.tables import table
-from qwen_vl_axera.files import write_record
+from qwen_vl_axera.files import read_json, write_record
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
+
+LEAST_GROWTH = 0.01  # of a predicted loss of cosine
 
 
 def check_axmodel(axmodel: Path, graph: Path, workdir: Path, config: Path | None = None) -> dict[str, Any]:
@@ -37,17 +39,39 @@ def check_axmodel(axmodel: Path, graph: Path, workdir: Path, config: Path | None
         config: of the build; None: only numbers are compared.
 
     Returns:
-        A report like `fidelity.json`, with AXMODEL_THRESHOLDS, and `precision` with `config`.
+        A report like `fidelity.json`, with `limits`, and `precision` with `config`.
 
     Raises:
         InputError, CheckFailed: as of `compare_axmodel`.
     """
     steps = compare_axmodel(axmodel, graph, workdir, Path(workdir) / "axmodel-check")
-    entry = graph_report(axmodel.name, steps, AXMODEL_THRESHOLDS)
-    report = {"passed": entry["passed"], "thresholds": AXMODEL_THRESHOLDS, "graphs": [entry], "text": []}
+    thresholds = limits(Path(workdir), config)
+    entry = graph_report(axmodel.name, steps, thresholds)
+    report = {"passed": entry["passed"], "thresholds": thresholds, "graphs": [entry], "text": []}
     if config is not None and (precision := read_precision(config, graph, Path(workdir) / BUILD_OUTPUT)):
         report |= {"passed": entry["passed"] and precision["passed"], "precision": precision}
     return report
+
+
+def limits(workdir: Path, config: Path | None) -> dict[str, float]:
+    """How low cosines may be: as a preview of this configuration predicts, else the manual's own limit.
+
+    A predicted loss may double, and grow by 0.01 at least: an inference, since no prediction was held against a board.
+
+    Raises:
+        InputError: `quantization.json` is not what a preview writes.
+    """
+    path = workdir / QUANTIZATION
+    if config is None or not path.is_file():
+        return AXMODEL_THRESHOLDS
+    wanted = read_json(config)["quant"].get("layer_configs", [])
+    try:
+        predicted = [entry for entry in read_json(path)["settings"] if entry["config"] == wanted]
+        losses = [(1 - predicted[0][name]) for name in ("mean_token_cosine", "min_token_cosine")] if predicted else []
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: not what preview_quantization.py writes; run it again, or delete it") from None
+    values = [1 - loss - max(loss, LEAST_GROWTH) for loss in losses]
+    return dict(zip(AXMODEL_THRESHOLDS, values, strict=True)) if values else AXMODEL_THRESHOLDS
 
 
 def read_precision(config: Path, graph: Path, build_output: Path) -> dict[str, Any] | None:
