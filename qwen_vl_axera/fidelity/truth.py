@@ -18,7 +18,8 @@ from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.metrics import WORST, rms, token_rms
 
 # Measured over odd towers (docs/design.md): the error of all exact steps together, of the median token, of the worst.
-THRESHOLDS = {"ratio": 5.0, "typical_token_ratio": 3.0, "worst_token_ratio": 30.0}
+THRESHOLDS = {"error_ratio": 5.0, "typical_error_ratio": 3.0, "token_error_ratio": 30.0}
+FIGURES = dict(zip(("ratio", "typical_ratio", "token_ratio"), THRESHOLDS, strict=True))  # each, and its threshold
 MORE_RUNS = 8  # of transformers in float32 at most, before a graph is refused
 HOPELESS = 1000.0  # no tower's rounding was seen to explain such a ratio: more runs would change nothing
 # Float32's own rounding of one value, relative: no float32 answer can be expected nearer to the exact one.
@@ -65,8 +66,8 @@ class Truth:
         each = ratio(token_rms(tokens - self.exact), self.token_floor)
         figures = error_figures(rms(self.token_floor), rms(tokens - self.exact))
         return figures | {
-            "typical_token_ratio": float(np.quantile(each, 0.5, method="lower")),
-            "worst_token_ratio": float(self.token_ratios(tokens).max()),
+            "typical_ratio": float(np.quantile(each, 0.5, method="lower")),
+            "token_ratio": float(self.token_ratios(tokens).max()),
             "float32_runs": len(self.reference),
         }
 
@@ -91,7 +92,7 @@ def ratio(error: np.ndarray, floor: np.ndarray) -> np.ndarray:
 
 def keeps(figures: dict[str, float]) -> bool:
     """Whether the errors of some steps together are what rounding makes of them."""
-    return all(figures[name] <= limit for name, limit in THRESHOLDS.items())
+    return all(figures[name] <= THRESHOLDS[threshold] for name, threshold in FIGURES.items())
 
 
 class Judge:
@@ -145,7 +146,7 @@ class Judge:
         the last is taken from the step where transformers' relative error is largest.
         """
         sizes = np.array([max(rms(step), np.finfo(np.float64).tiny) for step in self.truth.exact])
-        return (1 + THRESHOLDS["ratio"]) * float((self.truth.step_floors / sizes).max())
+        return (1 + THRESHOLDS["error_ratio"]) * float((self.truth.step_floors / sizes).max())
 
     def distance(self, step: int, tokens: np.ndarray) -> float:
         """How far a step's tokens are from transformers' float32, relative to its size."""

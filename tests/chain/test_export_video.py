@@ -69,7 +69,7 @@ def test_calibration_samples_are_the_graphs_input(host):
             sample = np.load(io.BytesIO(tar.extractfile(member).read()))
             for change in entry.get("range", ()):  # two values of the first sample
                 patch, pixel, channel = change["index"]
-                sample[0, channel, patch, pixel] = change["was"]
+                sample[0, channel, patch, pixel] = change["before"]
             assert (sample.dtype, sample.shape) == (np.float32, inputs[0].shape)
             assert any(np.array_equal(sample, given) for given in inputs)
 

@@ -89,7 +89,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
         assert sum("exact" in figures for figures in graph["steps"]) == 2
         for exact in (graph["exact"], *(figures["exact"] for figures in graph["steps"] if "exact" in figures)):
             assert exact["ratio"] == pytest.approx(exact["graph_error"] / exact["reference_error"])
-            assert 0.2 < exact["ratio"] < THRESHOLDS["ratio"]
+            assert 0.2 < exact["ratio"] < THRESHOLDS["error_ratio"]
     assert [entry["prompt"] for entry in report["text"]] == [DESCRIBE, LOCATE]
     for entry in report["text"]:
         assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal", "reference_ids", "onnx_ids", "complete"}
@@ -222,7 +222,7 @@ def test_errors_of_each_token(capsys, talking, workdir):
                 assert 1 - distance[step].max() == pytest.approx(figures["min_token_cosine"], abs=1e-12)
             known = [step for step in range(STEPS) if not np.isnan(ratios[step]).any()]
             assert known == capture.exact_steps
-            assert ratios[known].max() == pytest.approx(graph["exact"]["worst_token_ratio"])
+            assert ratios[known].max() == pytest.approx(graph["exact"]["token_ratio"])
     assert run(capsys, talking, "--workdir", workdir)[0] == code == 0
     assert (workdir / "fidelity_tokens.npz").read_bytes() == first
 
