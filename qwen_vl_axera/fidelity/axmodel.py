@@ -61,17 +61,16 @@ def limits(workdir: Path, config: Path | None) -> dict[str, float]:
     Raises:
         InputError: `quantization.json` is not what a preview writes.
     """
-    path = workdir / QUANTIZATION
-    if config is None or not path.is_file():
+    from qwen_vl_axera.quantization.record import read_quantization
+
+    if config is None or not (workdir / QUANTIZATION).is_file():
         return AXMODEL_THRESHOLDS
     wanted = read_json(config)["quant"].get("layer_configs", [])
-    try:
-        predicted = [entry for entry in read_json(path)["settings"] if entry["config"] == wanted]
-        losses = [(1 - predicted[0][name]) for name in ("mean_token_cosine", "min_token_cosine")] if predicted else []
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not what preview_quantization.py writes; run it again, or delete it") from None
-    values = [1 - loss - max(loss, LEAST_GROWTH) for loss in losses]
-    return dict(zip(AXMODEL_THRESHOLDS, values, strict=True)) if values else AXMODEL_THRESHOLDS
+    predicted = next((entry for entry in read_quantization(workdir).settings if entry.config == wanted), None)
+    if predicted is None:
+        return AXMODEL_THRESHOLDS
+    losses = 1 - predicted.mean_token_cosine, 1 - predicted.min_token_cosine
+    return {name: 1 - loss - max(loss, LEAST_GROWTH) for name, loss in zip(AXMODEL_THRESHOLDS, losses, strict=True)}
 
 
 def read_precision(config: Path, graph: Path, build_output: Path) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from qwen_vl_axera.fidelity import axmodel
 from qwen_vl_axera.fidelity.axmodel import limits
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS
 from tests.conftest import ROOT, run_main
+from tests.quantization.test_advice import FIGURES, REPORT
 
 run = partial(run_main, axmodel.main)
 CONFIG = ROOT / "config_video.json"
@@ -29,9 +30,9 @@ def test_without_the_compiler_it_says_so(capsys, monkeypatch, tmp_path):
 def preview(workdir, mean, lowest, layer_configs=None):
     """A quantization.json with one setting: the configuration's own, unless another is given."""
     own = json.loads(CONFIG.read_text())["quant"]["layer_configs"]
-    figures = {"mean_token_cosine": mean, "min_token_cosine": lowest}
-    entry = {"name": "vendor", "config": own if layer_configs is None else layer_configs, **figures}
-    (workdir / "quantization.json").write_text(json.dumps({"settings": [entry]}))
+    figures = FIGURES | {"mean_token_cosine": mean, "min_token_cosine": lowest}
+    entry = figures | {"name": "vendor", "config": own if layer_configs is None else layer_configs}
+    (workdir / "quantization.json").write_text(json.dumps(REPORT | {"settings": [entry]}))
 
 
 @pytest.mark.parametrize(
@@ -52,5 +53,5 @@ def test_otherwise_the_manuals_limit_holds(tmp_path):
     assert limits(tmp_path, CONFIG) == AXMODEL_THRESHOLDS  # of another configuration
     assert limits(tmp_path, None) == AXMODEL_THRESHOLDS
     (tmp_path / "quantization.json").write_text('{"settings": [3]}')
-    with pytest.raises(InputError, match="not what preview_quantization"):
+    with pytest.raises(InputError, match=r"quantization\.json"):
         limits(tmp_path, CONFIG)
