@@ -1,19 +1,23 @@
 """Files that are either the old one or the new one, never half of one."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from qwen_vl_axera import doors
 from qwen_vl_axera.errors import InputError
 
 READ_SIZE = 1 << 20  # bytes read at a time
+LARGEST = 2**53  # whole numbers up to it are also floats
 
 
 @contextmanager
@@ -25,11 +29,20 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
         mode: "wb" or "w" (UTF-8, LF).
         permissions: of the file.
 
+    What is replaced is a regular file or a symbolic link to one (the link itself, not what it leads to). Temporary
+    files that a run which was killed has left for the same `path` are removed.
+
     Yields:
         The open temporary file. It is removed when the block raises.
+
+    Raises:
+        InputError: something else than a regular file has that name, or there is no directory for it.
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
+    doors.check_output(path)
+    prefix = f".{path.name[:40]}."
+    remove_leftovers(path.parent, prefix, ".tmp")
+    descriptor, name = locked_temporary(path.parent, prefix)
     temporary = Path(name)
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -37,11 +50,41 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(permissions)
-        os.replace(temporary, path)
+            temporary.chmod(permissions)
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def locked_temporary(directory: Path, prefix: str) -> tuple[int, str]:
+    """A new temporary file, locked: the lock ends with the process, and an unlocked one is nobody's any more."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=directory, prefix=prefix, suffix=".tmp")
+        with suppress(OSError):  # a file system without locks: nobody can lock it, so nobody removes it either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # removed by a sweep between its creation and its lock
+
+
+def remove_leftovers(directory: Path, prefix: str, suffix: str = "") -> None:
+    """Removes temporary files and directories of runs that were killed: those that no process has locked."""
+    names: list[str] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(suffix)]
+    for name in names:
+        with suppress(OSError):
+            descriptor = os.open(Path(directory) / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.isdir(descriptor):
+                    shutil.rmtree(Path(directory) / name)
+                else:
+                    os.unlink(Path(directory) / name)
+            finally:
+                os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,14 +98,9 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: it is missing, unreadable or no JSON.
+        InputError: it is missing, unreadable or no JSON; keys given twice, NaN and infinities are no JSON either.
     """
-    try:
-        return json.loads(Path(path).read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    return doors.parse_json(doors.read_bytes(path), path)
 
 
 def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: Any = None, prefix: str = "") -> Any:
@@ -75,9 +113,12 @@ def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: 
     if value is None:
         raise InputError(f"{path}: {prefix}{name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{path}: {prefix}{name} is {value!r}, expected {kind.__name__}")
+        wanted = {int: "a whole number", list: "a list", str: "a text"}.get(kind, kind.__name__)
+        raise InputError(f"{path}: {prefix}{name} is {reprlib.repr(value)}, expected {wanted}")
     if kind is int and value < (0 if name.endswith("token_id") else 1):
         raise InputError(f"{path}: {prefix}{name} is {value}, expected a positive number")
+    if kind is int and value >= LARGEST:
+        raise InputError(f"{path}: {prefix}{name} has {len(str(value))} digits, no model is that large")
     return value
 
 
@@ -97,36 +138,34 @@ def read_array(path: Path, made_by: str):
         made_by: the command that makes it, for the error message.
 
     Raises:
-        InputError: it is missing or no plain array (pickled objects are refused).
+        InputError: it is missing or no plain array of numbers (pickled objects are refused).
     """
-    import numpy as np
-
-    path = require(path, made_by)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a plain numpy array ({error}); run {made_by} again") from None
+        return doors.map_array(require(path, made_by))
+    except InputError as error:
+        raise InputError(str(error) if "run " in str(error) else f"{error}; run {made_by} again") from None
 
 
 def require(path: Path, made_by: str) -> Path:
     """The path of a file that an earlier step makes.
 
     Raises:
-        InputError: it is not there; the message names the command that makes it.
+        InputError: it is not there (the message names the command that makes it), or no regular file.
     """
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{path} is missing: run {made_by} first")
-    return Path(path)
+    return doors.check_file(path)
 
 
 def move_file(source: Path, target: Path) -> None:
     """Moves a file into place, atomically also between file systems; an older `target` is replaced."""
+    doors.check_output(target)
     try:
-        os.replace(source, target)
+        os.replace(doors.check_file(source), target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with open(source, "rb") as reader, atomic_write(target) as writer:
+        with doors.open_file(source) as reader, atomic_write(target) as writer:
             shutil.copyfileobj(reader, writer, READ_SIZE)
         os.unlink(source)
 
@@ -134,7 +173,7 @@ def move_file(source: Path, target: Path) -> None:
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file as hex digits, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with doors.open_file(path) as file:
         while chunk := file.read(READ_SIZE):
             digest.update(chunk)
     return digest.hexdigest()

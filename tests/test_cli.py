@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from qwen_vl_axera import cli
+from qwen_vl_axera import cli, doors, progress
 from qwen_vl_axera.errors import CheckFailed, InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_main
 
 # Everything that takes longer than a moment to import.
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "decord", "torchvision", "qwen_vl_utils", "matplotlib")
@@ -22,6 +21,10 @@ SCRIPTS = sorted(
     for path in folder.glob("*.py")
     if "def build_parser" in path.read_text(encoding="utf-8") and "__main__" in path.read_text(encoding="utf-8")
 )
+ENDINGS = {
+    130: "\ninterrupted; nothing half-written was left behind\n",
+    143: "ended by SIGTERM; nothing half-written was left behind\n",
+}
 HELP = """
 import runpy, sys
 script, *heavy = sys.argv[1:]
@@ -62,9 +65,26 @@ def test_exit_codes(capsys, main, code, words):
     assert len(output.err.strip().splitlines()) == (1 if words else 0)
 
 
-def test_an_unknown_error_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()), [])
+@pytest.mark.parametrize("unexpected", [cli.EXIT_BAD_INPUT, cli.EXIT_CHECK_FAILED])
+def test_an_unforeseen_error_is_one_line(capsys, unexpected, tmp_path):
+    path = tmp_path / "input"
+    path.write_bytes(b"")
+
+    def main(argv):
+        with progress.stage("a step"):
+            doors.read_bytes(path)
+            raise ZeroDivisionError("by\x1b[31m zero\nand more")
+
+    assert cli.run(main, [], unexpected) == unexpected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(words in line for words in ("ZeroDivisionError", "a step", str(path), "zero", cli.DEBUG))
+    assert "\x1b" not in line
+
+
+def test_the_debug_variable_shows_where(capsys, monkeypatch):
+    monkeypatch.setenv(cli.DEBUG, "1")
+    assert cli.run(raising(ZeroDivisionError()), []) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_wrong_flags_take_one_line(capsys):
@@ -132,36 +152,24 @@ def test_help_loads_nothing_heavy_and_shows_the_docstring(script):
     assert first_line[:60] in " ".join(done.stdout.split())
 
 
-def test_interrupted_while_reading(tiny_dir, tmp_path):
-    """A picture that is a pipe nobody writes to: the script waits, and the signal finds it there."""
-    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
-    pipe = tmp_path / "1.png"
-    os.mkfifo(pipe)
-    workdir = tmp_path / "work"
-    paths = [str(tmp_path / "0.png"), str(pipe)]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_video_by_sec.py"), str(tiny_dir), "--video", *paths, "--workdir", workdir],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    writer = open_when_read(pipe, process)
-    time.sleep(0.1)  # from the open to the read
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=120)[1]
-    os.close(writer)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
-    assert list(workdir.iterdir()) == []
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_reading(tiny_dir, frames_dir, tmp_path, monkeypatch, capsys, number, code):
+    """Also where an extension module turns the exception that the signal raises into one of its own."""
+    import run_video_by_sec
+    from qwen_vl_axera.frames import media
 
-
-def open_when_read(pipe: Path, process: subprocess.Popen) -> int:
-    for _ in range(1200):
+    def read_picture(path):
         try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # no reader yet
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-    raise TimeoutError(pipe)
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException:
+            raise RuntimeError("something failed inside") from None
+
+    monkeypatch.setattr(media, "read_picture", read_picture)
+    workdir = tmp_path / "work"
+    flags = ["--video", frames_dir, "--workdir", workdir]
+    assert run_main(run_video_by_sec.main, capsys, tiny_dir, *flags)[::2] == (code, ENDINGS[code])
+    assert list(workdir.iterdir()) == []
 
 
 def test_a_reader_that_leaves_is_no_error(tiny_dir, frames_dir, tmp_path):

@@ -75,11 +75,3 @@ def test_exit_codes(capsys, raised, code, message):
 
     assert cli.run(main) == code
     assert capsys.readouterr().err == message
-
-
-def test_a_defect_keeps_its_traceback():
-    def main(argv):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        cli.run(main)

@@ -77,6 +77,7 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
         CheckFailed: a part that is there is wrong: empty, of another size, or of another model.
     """
     directory, workdir = Path(directory), Path(workdir)
+    checkpoint.check_counts()
     _check_directory(checkpoint, directory)
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; expected the one that export.py wrote to")

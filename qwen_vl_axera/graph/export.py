@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import MEAN, STD
+from preprocess import MEAN, STD, check_size
 from qwen_vl_axera import progress
+from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -54,7 +55,9 @@ def export_vision(
     from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 
     workdir, tower, config = Path(workdir), checkpoint.tower, checkpoint.config.vision
-    sizes = list(dict.fromkeys(sizes)) or [default_size(mode, workdir)]
+    sizes = [checked_size(size) for size in dict.fromkeys(sizes)] or [default_size(mode, workdir)]
+    for size in sizes:
+        check_vision(checkpoint, size)
     layouts = {size: tower.layout(config, size) for size in sizes}
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
@@ -116,6 +119,18 @@ def default_size(mode: str, workdir: Path) -> Size:
         raise InputError(f"{error}; or give --size H W") from None
 
 
+def checked_size(size: Size) -> Size:
+    """A size that every other script takes, too.
+
+    Raises:
+        InputError: a side is no multiple of 28, or one is 200 times the other.
+    """
+    try:
+        return check_size(*size)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+
+
 def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
     """Holds our layout against transformers', where step 1 has saved it.
 
@@ -139,7 +154,8 @@ def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
     for name, expected in layout.saved.items():
         tolerance = ROTARY_TOLERANCE if expected.dtype == np.float32 else 0
         same = theirs[name].shape == expected.shape
-        if not same or np.abs(theirs[name].astype(np.float64) - expected).max() > tolerance:
+        # Asked this way round, NaN is no match.
+        if not same or not np.abs(theirs[name].astype(np.float64) - expected).max() <= tolerance:
             raise CheckFailed(
                 f"{name}.pth in {workdir} is not what this size gives: transformers {theirs[name].shape}, "
                 f"derived {expected.shape}; run run_video_by_sec.py again, and report it if that does not help"

@@ -1,17 +1,17 @@
 """Graph files: written, read without their weights, and what they say about themselves."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from qwen_vl_axera.contract import CAPTURE, GraphSpec, graph_stem
+from qwen_vl_axera.doors import parse_json, read_bytes
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.files import atomic_write, require
 from qwen_vl_axera.oracle.record import read_capture
 
+MAX_GRAPH = 1 << 28  # bytes; without its weights the graph of 1288x1288 takes 10 MB
 METADATA_PREFIX = "qwen_vl_axera."
 
 
@@ -24,7 +24,7 @@ def write_graph(model: onnx.ModelProto, path: Path) -> None:
 def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """What `export.py` wrote about a model; empty for a foreign one."""
     return {
-        entry.key.removeprefix(METADATA_PREFIX): json.loads(entry.value)
+        entry.key.removeprefix(METADATA_PREFIX): parse_json(entry.value, f"metadata {entry.key}")
         for entry in model.metadata_props
         if entry.key.startswith(METADATA_PREFIX)
     }
@@ -44,10 +44,8 @@ def load_graph(path: Path) -> onnx.ModelProto:
     """
     from google.protobuf.message import DecodeError
 
-    if not Path(path).is_file():
-        raise InputError(f"{path} is missing: run export.py first")
     try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
+        model = onnx.load_from_string(read_bytes(require(path, "export.py"), MAX_GRAPH))
     except DecodeError:
         raise InputError(f"{path}: not an ONNX model (truncated?)") from None
     if not model.graph.node:

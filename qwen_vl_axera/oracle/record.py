@@ -1,6 +1,7 @@
 """What step 1 saves: `capture.json`, the clip's pixels, transformers' answer, and the layout of one step."""
 
 import io
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from preprocess import num_tokens
 from qwen_vl_axera.contract import CAPTURE, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write, read_array, read_json, write_array, write_json
+from qwen_vl_axera.files import atomic_write, read_array, read_json, require, write_array, write_json
 
 MADE_BY = "run_video_by_sec.py"
 
@@ -53,7 +55,7 @@ def read_capture(workdir: Path) -> Capture:
         InputError: it is missing (the message names the command that makes it) or not complete.
     """
     path = Path(workdir) / CAPTURE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{path} is missing: run {MADE_BY} CKPT --video PATH first (same --workdir)")
     raw = read_json(path)
     try:
@@ -99,14 +101,14 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
 
     tensors = {}
     for name in LAYOUT_TENSORS:
-        path = Path(workdir) / f"{name}.pth"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: run {MADE_BY} first")
+        path = require(Path(workdir) / f"{name}.pth", MADE_BY)
         try:
-            tensors[name] = torch.load(path, map_location="cpu", weights_only=True).numpy()
-        except Exception as error:  # torch raises pickle, zip and runtime errors here
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path}: not a plain tensor ({reason}); run {MADE_BY} again") from None
+            with open_file(path) as file:
+                tensors[name] = torch.load(file, map_location="cpu", weights_only=True).numpy()
+        except InputError:
+            raise
+        except Exception:  # torch raises pickle, zip and runtime errors here, with advice to allow pickles
+            raise InputError(f"{path}: not a plain tensor, no other object is read; run {MADE_BY} again") from None
     return tensors
 
 

@@ -1,11 +1,14 @@
 """Step 1: a clip through transformers' own tower, one temporal step at a time."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from preprocess import frames_to_patches
+from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.doors import check_memory
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.oracle.record import Capture, save_capture, versions
@@ -28,9 +31,12 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
     Raises:
         CheckFailed: a step alone is not what it is among others, or the steps' layouts differ.
     """
-    pixels = frames_to_patches(clip.frames, size)
+    check_vision(checkpoint, size)
     vision = checkpoint.config.vision
     grid = vision.grid(size)
+    steps = -(-len(clip.frames) // vision.temporal_patch_size)
+    check_memory(steps * math.prod(vision.input_shape(size)), f"the clip's {len(clip.frames)} frames")
+    pixels = frames_to_patches(clip.frames, size)
     tower = checkpoint.tower.reference(checkpoint, vision, device)
     oracle, layout = tower.run_steps(pixels, grid)
     if len(pixels) > 1:

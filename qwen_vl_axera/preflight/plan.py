@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -230,8 +229,10 @@ class Preflight:
 
     def _language_bytes(self) -> int:
         """Bytes of the language model in 16 bits."""
-        config = load_checkpoint_config(self.plan.checkpoint)
-        return sum(2 * math.prod(shape) for shape in text_tensors(config.text).values())
+        if self.checkpoint is None:
+            return 0  # said before
+        self.checkpoint.check_counts()
+        return sum(2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text).values())
 
     def _memory(self) -> Iterator[Check]:
         yield from memory_checks(self.graph_bytes)
