@@ -303,6 +303,7 @@ def test_hostile_names(media, tmp_path, monkeypatch, name):
         (["--inputs", "empty"], "no pictures"),
         (["--inputs", "flat.png"], "aspect ratio"),
         (["--inputs", "fine.png", "--size", "300", "308"], "308 308"),
+        (["--inputs", "fine.png", "--size", "28", "5600"], "--size 28 5600: expected one side to be below"),
         (["--inputs", "fine.png", "--num-samples", "0"], "positive"),
         (["--inputs", "fine.png", "--format", "jpeg"], "numpy"),
         (["--inputs", "fine.png", "--workdir", "text.mp4"], "expected a directory"),

@@ -66,6 +66,9 @@ def vision(**fields):
         (vision(fullatt_block_indexes=[32]), "leave the 32 blocks"),
         (vision(hidden_act="gelu"), "hidden_act"),
         (vision(window_size=100), "window_size"),
+        (vision(patch_size=16), "patch_size is 16, every released Qwen2.5-VL has 14"),
+        (vision(temporal_patch_size=4), "temporal_patch_size is 4"),
+        (vision(spatial_merge_size=1), "spatial_merge_size is 1"),
     ],
 )
 def test_bad_configs(tmp_path, config, words):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec
+from qwen_vl_axera.contract import DESCRIBE, LOCATE
 from qwen_vl_axera.fidelity import gate as verification
-from qwen_vl_axera.fidelity.chat import DESCRIBE, LOCATE, LanguageModel, Token
+from qwen_vl_axera.fidelity.chat import LanguageModel, Token
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, text_table
 from qwen_vl_axera.oracle.record import read_capture, read_oracle
 from tests.conftest import run_main

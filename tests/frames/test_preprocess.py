@@ -2,6 +2,7 @@
 
 import ast
 import io
+import struct
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -253,11 +254,21 @@ def test_the_script(run_script, frames_dir, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
-@pytest.mark.parametrize("wrong", ["no picture", "missing", "size", "output"])
+def broken_png(path: Path) -> Path:
+    """A sound header with damage behind it: Pillow calls that a SyntaxError."""
+    data = (b"IHDR", struct.pack(">IIBBBBB", 56, 56, 8, 2, 0, 0, 0)), (b"IDAT", b"")
+    chunks = [struct.pack(">I", len(text)) + kind + text + b"\0\0\0\0" for kind, text in data]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("wrong", ["no picture", "broken", "missing", "size", "output"])
 def test_the_script_refuses(run_script, frames_dir, tmp_path, wrong):
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    image = {"no picture": text, "missing": tmp_path / "gone.png"}.get(wrong, frames_dir / "000.png")
+    broken = broken_png(tmp_path / "broken.png")
+    images = {"no picture": text, "broken": broken, "missing": tmp_path / "gone.png"}
+    image = images.get(wrong, frames_dir / "000.png")
     output = tmp_path / ("gone/x.npy" if wrong == "output" else "x.npy")
     size = ("57", "56") if wrong == "size" else ("56", "56")
     done = run_script("preprocess.py", image, "--size", *size, "--output", output)

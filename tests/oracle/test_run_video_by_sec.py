@@ -15,7 +15,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import run_video_by_sec
 from qwen_vl_axera import contract
 from qwen_vl_axera.checkpoint.config import load_config
-from qwen_vl_axera.fidelity.chat import DESCRIBE, build_prompt, load_tokenizer
+from qwen_vl_axera.contract import DESCRIBE
+from qwen_vl_axera.fidelity.chat import build_prompt, load_tokenizer
 from qwen_vl_axera.oracle import record as capture
 from tests.conftest import run_main
 from tests.talking import make_talking, names
@@ -56,6 +57,11 @@ run = partial(run_main, run_video_by_sec.main)
 
 def test_files(workdir):
     assert names(workdir) == FILES
+
+
+def test_the_demo_clip_is_announced(tiny_dir, tmp_path, capsys):
+    code, _, errors = run(capsys, tiny_dir, "--num-frames", 2, "--size", 56, 56, "--workdir", tmp_path)
+    assert code == 0 and "no --video: the demo clip" in errors
 
 
 @pytest.mark.parametrize(
@@ -256,7 +262,10 @@ INPUTS = {
     "too wide": (["--video", "wide.png"], "aspect ratio of 210"),
     "no multiples of 28": (["--video", "good.png", "--size", "308", "300"], "multiples of 28"),
     "nothing left of it": (["--video", "good.png", "--size", "0", "28"], "multiples of 28"),
-    "too wide a size": (["--video", "good.png", "--size", "28", "5600"], "aspect ratio of 200"),
+    "too wide a size": (
+        ["--video", "good.png", "--size", "28", "5600"],
+        "size 28 5600: expected one side to be below",
+    ),
     "too few pixels": (["--video", "good.png", "--max-pixels", "100"], "784"),
     "both sizes": (["--video", "good.png", "--max-pixels", "10000", "--size", "28", "28"], "not allowed with"),
     "half a size": (["--video", "good.png", "--size", "28"], "2 arguments"),

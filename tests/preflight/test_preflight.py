@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from bench.make_checkpoint import SHAPES, hub_config
 from preprocess import MEAN, STD, frames_to_patches, normalize, to_graph_input
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import DEMO_CLIP
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.preflight.archive import read_archive
 from qwen_vl_axera.preflight.checkpoint import checkpoint_checks
@@ -638,3 +639,12 @@ def test_an_empty_directory_fails_every_check_that_matters(run_script, tmp_path)
     done = run_script("preflight.py", tmp_path / "empty", "--workdir", tmp_path / "empty", "--json")
     failed = {check["name"] for check in json.loads(done.stdout)["checks"] if check["status"] == "failed"}
     assert done.returncode == 1 and {"checkpoint", "graph", "archive"} <= failed and "Traceback" not in done.stderr
+
+
+def test_calibration_from_the_demo_clip_is_a_warning(state):
+    manifest = state.workdir / "calib" / "manifest.json"
+    sample = {"file": "sample_00000.npy", "source": [str(DEMO_CLIP)], "frames": [0, 1]}
+    manifest.write_text(json.dumps({"size": list(SIZE), "samples": [sample]}))
+    assert "the demo clip" in state.bad()["archive origin"]
+    manifest.write_text(json.dumps({"size": list(SIZE), "samples": [sample | {"source": ["/elsewhere/clip.mp4"]}]}))
+    assert "archive origin" not in state.bad()
