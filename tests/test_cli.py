@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -166,6 +165,7 @@ def test_a_signal_while_reading(tiny_dir, frames_dir, tmp_path, monkeypatch, cap
             raise RuntimeError("something failed inside") from None
 
     monkeypatch.setattr(media, "read_picture", read_picture)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the test run may be one in the background
     workdir = tmp_path / "work"
     flags = ["--video", frames_dir, "--workdir", workdir]
     assert run_main(run_video_by_sec.main, capsys, tiny_dir, *flags)[::2] == (code, ENDINGS[code])

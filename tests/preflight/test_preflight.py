@@ -334,7 +334,7 @@ BROKEN_GRAPHS = {
     "another checkpoint": (set_metadata("checkpoint", '"other"'), {"graph metadata": "made from other, not tiny"}),
     "another mean": (set_metadata("mean", "[0.5, 0.5, 0.5]"), {"graph metadata": "mean is [0.5, 0.5, 0.5]"}),
     "foreign graph": (edit_graph(clear_metadata), {"graph": "no vision graph of export.py"}),
-    "metadata that is no JSON": (set_metadata("size", "{"), {"graph": "malformed"}),
+    "metadata that is no JSON": (set_metadata("size", "{"), {"graph": "not readable as JSON"}),
     "weights absent": (
         lambda state: (state.workdir / "tiny_vision.onnx.data").unlink(),
         {"graph weights": "is not beside"},
@@ -450,7 +450,7 @@ def test_pictures_for_a_normalized_graph(state):
     pack(state.archive, numbered(samples(format="image"), "png") | {"x.png": grey.getvalue()})
     assert "is L, expected RGB" in state.bad()["archive"]
     pack(state.archive, numbered(samples(format="image"), "png") | {"x.png": b"no picture"})
-    assert "not a readable picture" in state.bad()["archive"]
+    assert "does not decode as a picture" in state.bad()["archive"]
 
 
 def test_values_are_told_apart(tmp_path):
