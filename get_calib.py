@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     used = len({pick.source for pick in picks})
     print(
-        f"{result.archive}: {result.manifest['num_samples']} {args.format} samples at {size[0]}x{size[1]} from "
-        f"{used} of {len(sources)} inputs, {result.manifest['archive']['bytes'] / 1e6:.1f} MB"
+        f"{result.archive}: {result.manifest.num_samples} {args.format} samples at {size[0]}x{size[1]} from "
+        f"{used} of {len(sources)} inputs, {result.manifest.archive.bytes / 1e6:.1f} MB"
     )
     return cli.EXIT_OK
 

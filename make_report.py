@@ -4,8 +4,8 @@
 
 Reads:  CKPT and what the other scripts left in the work directory; FILE is preflight.py's
         (default: preflight.json in the work directory). Absent parts are named, with the command that makes them.
-Writes: report.html in the work directory. The graph runs once more for the error map. The exit code is 0 also
-        when the verdict is bad: the page tells, the checks themselves decide.
+Writes: report.html in the work directory. No model runs for it. The exit code is 0 also when the verdict is bad:
+        the page tells, the checks themselves decide.
 """
 
 import sys

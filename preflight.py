@@ -37,8 +37,8 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.files import write_json
-    from qwen_vl_axera.preflight.checks import report, table
+    from qwen_vl_axera.files import plain, write_record
+    from qwen_vl_axera.preflight.checks import Outcome, table
     from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
 
     plan = plan_from_environment(
@@ -53,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         chip=args.chip,
         out=args.out,
     )
-    checks = list(Preflight(plan).run())
-    result = report(checks)
-    write_json(args.workdir / PREFLIGHT, result)
-    print(json.dumps(result, indent=2, ensure_ascii=False) if args.json else table(checks))
-    return cli.EXIT_OK if result["passed"] else cli.EXIT_CHECK_FAILED
+    outcome = Outcome.of(Preflight(plan).run())
+    write_record(args.workdir / PREFLIGHT, Outcome, outcome)
+    print(json.dumps(plain(outcome), indent=2, ensure_ascii=False) if args.json else table(outcome.checks))
+    return cli.EXIT_OK if outcome.passed else cli.EXIT_CHECK_FAILED
 
 
 if __name__ == "__main__":

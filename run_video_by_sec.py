@@ -6,8 +6,9 @@
 Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures
         (default: the demo clip of assets/).
 Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens.pth, window_index.pth (one
-        step's), pixels.npy, vit_out.npy (the whole clip's), capture.json. It checks that a step alone gives what
-        it gives within the clip, and that all steps share one layout.
+        step's), pixels.npy, vit_out.npy (the whole clip's), vit_exact.npy (two steps', computed at once in
+        float64), capture.json. It checks that a step alone gives what it gives beside another, and that all steps
+        share one layout.
 """
 
 import sys
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, rows, columns = capture.grid_thw
     print(
         f"{len(capture.indices)} frames of {size[0]}x{size[1]} at {capture.sample_fps:g} fps: {steps} steps of "
-        f"{rows}x{columns} patches, {capture.num_tokens} tokens; each step alone equals the step within the clip"
+        f"{rows}x{columns} patches, {capture.num_tokens} tokens; a step alone gives what it gives beside another"
     )
     if args.generate:
         from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt

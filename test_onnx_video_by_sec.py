@@ -3,9 +3,11 @@
     python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE] [--report FILE]
                                      [--generate] [--prompt T] [--max-new-tokens N] [--workdir DIR]
 
-Reads:  CKPT, pixels.npy and vit_out.npy of run_video_by_sec.py, NAME_vision.onnx and NAME_vision_uint8.onnx.
-        With --video, another clip is run through transformers first (into WORKDIR/check).
-Writes: fidelity.json. Exit code 1 when a threshold is missed, or, with --generate, when a token differs.
+Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
+        NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).
+Writes: fidelity.json, and the errors of each token for the report in fidelity_tokens.npz (FILE_tokens.npz beside
+        FILE). Exit code 1 when an error is not what float32 rounding makes of it, when a graph is not what export.py
+        makes of CKPT, or, with --generate, when a token differs.
 """
 
 import sys
@@ -32,25 +34,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
-    from qwen_vl_axera.fidelity.metrics import table, text_table
-    from qwen_vl_axera.files import write_json
+    from qwen_vl_axera.fidelity.record import Fidelity
+    from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
+    from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
+    from qwen_vl_axera.files import write_record
+    from qwen_vl_axera.graph.files import load_graph, read_spec
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
     workdir = cli.made_workdir(args.workdir, "export.py")
     report_file = args.report or workdir / FIDELITY
-    if not report_file.parent.is_dir():
-        raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")
+    tokens_file = token_errors_path(report_file)
+    for file in (report_file, tokens_file):
+        check_output(file)
     device = cli.device(args) if args.video or args.generate else "cpu"
     graphs = [args.onnx] if args.onnx else find_graphs(checkpoint.name, workdir)
+    for graph in graphs:
+        read_spec(load_graph(graph), graph)  # a mistyped one costs no earlier verdict
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    report_file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
-    report = verify(
+    for file in (report_file, tokens_file):
+        file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
+    report, tokens = verify(
         checkpoint,
         clip_dir,
         graphs,
@@ -59,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=args.dtype,
         device=device,
     )
-    write_json(report_file, report)
-    print(table(report))
+    write_token_errors(tokens_file, tokens, graphs, clip_dir)
+    write_record(report_file, Fidelity, report)
+    print(fidelity_table(report))
     if report["text"]:
         print(text_table(report["text"]))
     print("passed" if report["passed"] else "FAILED: the graph is not transformers' tower")

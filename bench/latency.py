@@ -4,7 +4,7 @@
 
 Reads:  graphs of export.py, or one of bench/peers.py (with inputs.npz beside it).
 Prints: JSON: per graph the seconds of each round, what it holds (`operators.statistics`) and how far its answer is
-        from the first graph of its size. All sessions have the same options, those of `runner.OnnxTower`.
+        from the first graph of its size. All sessions have the same options, those of `fidelity.runtime.OnnxTower`.
 """
 
 import json

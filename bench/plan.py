@@ -42,6 +42,7 @@ class Plan:
         fidelity_sizes: of the comparison with transformers.
         budget: seconds for the rounds of one comparison of graphs.
         rounds: of everything that is not under the budget.
+        runs: how often the parts that compare with others are measured, minutes apart and each in new processes.
         settle: seconds of rest before each run that is compared with copying a file.
         quick: the reduced form: no transformers exporter, no transformers processors, no second shape.
     """
@@ -53,6 +54,7 @@ class Plan:
     fidelity_sizes: Sequence[Size]
     budget: float
     rounds: int
+    runs: int
     settle: float
     quick: bool
 
@@ -102,6 +104,7 @@ def quick_plan(workdir: Path) -> Plan:
         [(140, 252)],
         0.5,
         rounds=1,
+        runs=1,
         settle=0,
         quick=True,
     )
@@ -111,7 +114,7 @@ def full_plan(workdir: Path, shape: str, sizes: Sequence[Size]) -> Plan:
     """The true shape."""
     fidelity = [(308, 308), (140, 252), (448, 448), (896, 896)]
     peers = [size for size in sizes if max(size) <= 896]  # dense at 1288x1288 takes minutes a step
-    return Plan(workdir, shape, sizes, peers, fidelity, 40.0, rounds=5, settle=4, quick=False)
+    return Plan(workdir, shape, sizes, peers, fidelity, 40.0, rounds=5, runs=2, settle=4, quick=False)
 
 
 def name_of(size: Size) -> str:

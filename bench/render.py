@@ -113,10 +113,27 @@ DETAILS = {"cost_per_patch", "moved", "same_bits", "calibration_to_decode", "pre
 # What the READMEs state once for all sizes, with the worst figure.
 WORST_OF_SIZES = {"fidelity", "fidelity_outliers", "peak"}
 HEADINGS = (
-    ("", "measured", "range, rounds", "target", "", "seconds, for context", "peak memory"),
-    ("", "实测", "范围，轮数", "目标", "", "秒数（仅供参考）", "内存峰值"),
+    (
+        "",
+        "measured",
+        "range, rounds",
+        "target",
+        "",
+        "seconds, for context",
+        "processor; disk: read, written",
+        "peak memory",
+    ),
+    ("", "实测", "范围，轮数", "目标", "", "秒数（仅供参考）", "处理器；磁盘：读、写", "内存峰值"),
 )
-VERDICTS = {True: ("met", "达到"), False: ("**missed**", "**未达到**"), None: ("", "")}
+VERDICTS = {
+    "met": ("met", "达到"),
+    "missed": ("**missed**", "**未达到**"),
+    "ahead": ("ahead", "领先"),
+    "equal": ("equal", "持平"),
+    "behind": ("**behind**", "**落后**"),
+    None: ("", ""),
+}
+FAILED = ("missed", "behind")
 
 
 def cells(row: Row, language: str = "en") -> list[str]:
@@ -127,7 +144,7 @@ def cells(row: Row, language: str = "en") -> list[str]:
         value = f"{value} ({row.note})" if value else row.note
     spread = f"{figure(row.range[0], row.unit)} – {figure(row.range[1], row.unit)}" if row.range else ""
     if row.rounds:
-        spread += f", {row.rounds}"
+        spread += ", " + (" + ".join(str(run["rounds"]) for run in row.runs) if len(row.runs) > 1 else str(row.rounds))
     target = f"{SIGNS[row.target[0]]} {figure(row.target[1], row.unit)}" if row.target else ""
     peak = memory(row.peak) if row.peak else ""
     if row.peak_limit:
@@ -138,13 +155,14 @@ def cells(row: Row, language: str = "en") -> list[str]:
         value,
         spread,
         target,
-        VERDICTS[row.met()][index],
+        VERDICTS[row.verdict()][index],
         context,
+        "; ".join(cost(program, used) for program, used in row.costs.items()),
         peak,
     ]
 
 
-SIGNS = {"<=": "≤", ">=": "≥", "<": "<"}
+SIGNS = {"<=": "≤", ">=": "≥", ">": ">"}
 
 
 def figure(value: float, unit: str) -> str:
@@ -163,6 +181,15 @@ def figure(value: float, unit: str) -> str:
             return f"{100 * value:.6g} %"
         case _:
             return f"{value:.0f} {unit}"
+
+
+def cost(program: str, used: dict[str, float]) -> str:
+    """A program's processor time, and how much of what it read and wrote was on the disk and not in the page cache."""
+    parts = [f"{program} {seconds(used['processor'])}"]
+    for name in ("read", "written"):
+        if used.get(name) and f"{name}_disk" in used:
+            parts.append(f"{100 * used[f'{name}_disk'] / used[name]:.0f} % of {memory(used[name])}")
+    return ", ".join(parts)
 
 
 def seconds(amount: float) -> str:
@@ -226,7 +253,7 @@ def condensed(rows: Sequence[Row]) -> Iterator[Row]:
             yield group[0]
         else:
             worst = max(
-                group, key=lambda row: (row.met() is False, row.note is not None, row.value or 0, row.peak or 0)
+                group, key=lambda row: (row.verdict() in FAILED, row.note is not None, row.value or 0, row.peak or 0)
             )
             sizes = ", ".join(row.params["size"] for row in group)
             yield dataclasses.replace(worst, params=worst.params | {"size": sizes}, seconds={})

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Row, ratio, run, worker
+from bench.measure import AHEAD, Row, ratio, run, worker
 from bench.plan import Plan, Size, name_of
 from qwen_vl_axera.errors import InputError
 
@@ -100,7 +100,7 @@ def _step_rows(size: Size, figures: dict[str, Any], peer: Path | str | None) -> 
             "steps",
             f"step_{kind}",
             params,
-            target=(">=", 1.0),
+            target=AHEAD,
             seconds={"grouped": statistics.median(ours), kind: statistics.median(other["seconds"])},
             note=None if same else _differs(other),
             **ratio(other["seconds"], ours),

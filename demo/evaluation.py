@@ -15,6 +15,7 @@ from demo import network as demo_network
 from demo.batches import SECOND_PER_GRID, TOKENS_PER_SECOND
 from demo.clips import KINDS, LANGUAGES, PROMPTS
 from demo.network import GRID, MERGE, STEPS, TOKENS, DemoNetwork
+from qwen_vl_axera.fidelity.chat import cache_name
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 from qwen_vl_axera.files import read_json
 from qwen_vl_axera.progress import stage
@@ -68,10 +69,10 @@ class Examiner:
             "pixel_values_videos": values,
             "video_grid_thw": torch.tensor([[STEPS, GRID, GRID]]).expand(batch, -1),
         }
-        said, cache = [], None
+        said, cached, cache = [], cache_name(self.model), None
         while len(said) < MAX_NEW_TOKENS:
-            output = self.model(**inputs, past_key_values=cache, use_cache=True)
-            token, cache = output.logits[:, -1].argmax(-1), output.past_key_values
+            output = self.model(**inputs, **{cached: cache}, use_cache=True)
+            token, cache = output.logits[:, -1].argmax(-1), output[cached]
             said.append(token)
             if (torch.stack(said) == end).any(0).all():
                 break

@@ -2,7 +2,7 @@
 
 Parameters carry the hub's names, so `state_dict()` is the checkpoint. transformers runs windows one
 after the other and whole masks through the language model; here windows of one size are one product and
-the masks are the caller's. That both compute the same is a test (tests/test_demo_clips.py).
+the masks are the caller's. That both compute the same is a test (tests/demo/test_network.py).
 """
 
 import math

@@ -15,8 +15,9 @@ from typing import TextIO
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.contract import KV_CACHE_LEN, LANGUAGE_DTYPES, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN, PROMPTS
-from qwen_vl_axera.doors import kind_of, last_opened, printable
+from qwen_vl_axera.doors import last_opened, printable
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import made_directory
 
 DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other people's warnings are shown
 SAID = 300  # characters of an unforeseen error's own words
@@ -134,27 +135,6 @@ def existing_workdir(workdir: Path) -> Path:
         InputError: something that is not a directory stands in its place.
     """
     return made_directory(workdir, "--workdir ")
-
-
-def made_directory(path: Path, name: str = "") -> Path:
-    """A directory, made when it is not there yet.
-
-    Args:
-        path: its place.
-        name: what the message calls it by.
-
-    Raises:
-        InputError: something that is not a directory stands in its place, or it can't be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        found = kind_of(os.stat(path).st_mode) if path.exists() else "a link to nothing"
-        raise InputError(f"{name}{path}: expected a directory, found {found}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{name}{path}: cannot be made ({reason})") from None
-    return path
 
 
 def made_workdir(workdir: Path, made_by: str) -> Path:

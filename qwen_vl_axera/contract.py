@@ -14,9 +14,10 @@ INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 
 # Files of the work directory, by the step that writes them.
 CAPTURE, PIXELS, ORACLE = "capture.json", "pixels.npy", "vit_out.npy"  # run_video_by_sec.py
+EXACT = "vit_exact.npy"  # the oracle in float64, for some steps
 STEP_PATCHES = "hidden_states"  # .pth: one step's normalised patches
 LAYOUT_TENSORS = ("rotary_pos_emb", "cu_seqlens", "cu_window_seqlens", "window_index")  # .pth: one step's layout
-FIDELITY = "fidelity.json"  # test_onnx_video_by_sec.py
+FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_video_by_sec.py
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model

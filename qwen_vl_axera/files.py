@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, never half of one."""
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -11,10 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from qwen_vl_axera import doors
 from qwen_vl_axera.errors import InputError
+
+T = TypeVar("T")
 
 READ_SIZE = 1 << 20  # bytes read at a time
 LARGEST = 2**53  # whole numbers up to it are also floats
@@ -103,6 +106,73 @@ def read_json(path: Path) -> Any:
     return doors.parse_json(doors.read_bytes(path), path)
 
 
+def write_record(path: Path, kind: Any, value: Any) -> None:
+    """Writes a record as JSON, atomically.
+
+    Args:
+        path: the file.
+        kind: the record's class, or `list[CLASS]`.
+        value: the record, or its fields as JSON holds them.
+
+    Raises:
+        ValueError: `read_record` would refuse it.
+    """
+    from pydantic import TypeAdapter
+
+    value = plain(value)
+    TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False))
+    write_json(path, value)
+
+
+def plain(value: Any) -> Any:
+    """A record as JSON holds it: dicts and lists."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: (getattr(value, field.name), field.default) for field in dataclasses.fields(value)}
+        return {
+            name: plain(held) for name, (held, default) in fields.items() if held is not None or default is not None
+        }
+    if isinstance(value, dict):
+        return {name: plain(held) for name, held in value.items()}
+    return [plain(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+def read_record(path: Path, kind: type[T], made_by: str) -> T:
+    """Reads a record.
+
+    Args:
+        path: the file.
+        kind: the record's class, or `list[CLASS]`.
+        made_by: the command that makes it, for the error message.
+
+    Raises:
+        InputError: it is missing, no JSON, or not such a record; the message says where, and names the command.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    remedy = f"; run {made_by} again"
+    data = doors.read_bytes(require(path, made_by))
+    doors.parse_json(data, path, remedy)  # stricter than pydantic's own parser
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}{remedy}") from None
+
+
+def _explain(error: Any) -> str:
+    """The first thing that is wrong with a record, in a line."""
+    first = error.errors(include_url=False)[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{where} is missing"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} is not known"
+    if first["type"] == "value_error":
+        return f"{where}: {first['ctx']['error']}" if where else str(first["ctx"]["error"])
+    message = first["msg"].removeprefix("Input ")
+    found = "" if isinstance(first["input"], dict | list) else f", found {reprlib.repr(first['input'])}"
+    return f"{where or 'its top'} {message[0].lower()}{message[1:]}{found}"
+
+
 def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: Any = None, prefix: str = "") -> Any:
     """A field of a JSON object. Whole numbers must be positive; those of names in `token_id`, not negative.
 
@@ -130,6 +200,14 @@ def write_array(path: Path, array) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def write_arrays(path: Path, arrays: dict) -> None:
+    """Writes numpy arrays by name as `.npz`, atomically and with the same bytes for the same arrays."""
+    import numpy as np
+
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
 def read_array(path: Path, made_by: str):
     """Memory-maps a `.npy` file that an earlier step made.
 
@@ -155,6 +233,41 @@ def require(path: Path, made_by: str) -> Path:
     if not os.path.lexists(path):
         raise InputError(f"{path} is missing: run {made_by} first")
     return doors.check_file(path)
+
+
+def made_directory(path: Path, name: str = "") -> Path:
+    """A directory, made when it is not there yet.
+
+    Args:
+        path: its place.
+        name: what the message calls it by.
+
+    Raises:
+        InputError: something that is not a directory stands in its place, or it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        found = doors.kind_of(os.stat(path).st_mode) if path.exists() else "a link to nothing"
+        raise InputError(f"{name}{path}: expected a directory, found {found}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{name}{path}: cannot be made ({reason})") from None
+    return path
+
+
+def check_out(checkpoint: Path, directory: Path) -> None:
+    """That what goes to the board does not go into the checkpoint: asked before anything is read or written.
+
+    Raises:
+        InputError: it does, or something else than a directory has the name.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: expected a directory, found {doors.kind_of(os.stat(directory).st_mode)}")
+    place, source = directory.resolve(), checkpoint.resolve()
+    if place.is_relative_to(source):
+        where = "this is the checkpoint itself" if place == source else f"this is within the checkpoint {checkpoint}"
+        raise InputError(f"{directory}: {where}; give it a place of its own")
 
 
 def move_file(source: Path, target: Path) -> None:

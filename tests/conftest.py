@@ -1,12 +1,14 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from qwen_vl_axera import cli
@@ -14,6 +16,16 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from tests.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The same inputs every time: a test must not fail for somebody else's random number, or on a slow machine.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("fixed")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Sizes whose windows differ: multiples of the window, ragged on one axis, on both, up to four window sizes.
 SIZES = [(308, 308), (168, 336), (392, 392), (448, 448), (140, 252), (364, 420), (56, 56)]

@@ -1,7 +1,7 @@
 """Classic conversion mistakes, each planted into a good graph, its weights or its input.
 
 A mistake is a function that takes a `Case` and gives the features that a converter with that mistake would
-have made. `tests/test_planted_mistakes.py` shows that each is caught.
+have made. `tests/fidelity/test_planted_mistakes.py` shows that each is caught.
 """
 
 from collections.abc import Callable

@@ -19,8 +19,9 @@ from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
+from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.files import atomic_write, sha256_file, write_json
+from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -88,6 +89,8 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     models = settings.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
+    # From here on files are replaced: until the end there is no manifest that could take a mixture for a package.
+    (directory / MANIFEST).unlink(missing_ok=True)
     parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
     if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
         extract_embedding(checkpoint, directory)
@@ -119,10 +122,7 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
 
 
 def _check_directory(checkpoint: Checkpoint, directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: expected a directory for the package, found a file")
-    if directory.resolve() == checkpoint.directory.resolve():
-        raise InputError(f"{directory}: this is the checkpoint itself; give the package a directory of its own")
+    check_out(checkpoint.directory, directory)
 
 
 def _copy_hub_files(source: Path, directory: Path) -> list[str]:
@@ -142,14 +142,13 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         InputError: the source is missing or a link to nothing.
     """
-    if not source.is_file():
-        raise InputError(f"{source}: no such file, or a link to one that is gone: download it again")
+    check_file(source)
     if target.exists() and source.samefile(target):
         return
     size = source.stat().st_size
     with (
         progress.stage(f"copy {source.name}", size) as stage,
-        open(source, "rb", buffering=0) as file,
+        open_file(source, buffering=0) as file,
         atomic_write(target) as output,
     ):
         while data := file.read(PIECE):

@@ -12,21 +12,21 @@ import shutil
 import tarfile
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from preprocess import CHANNELS, PATCH_PIXELS, iter_steps, num_patches, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
+from qwen_vl_axera.calibration.manifest import ArchiveFile, Manifest, Sample
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
 from qwen_vl_axera.doors import check_memory, kind_of
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import READ_SIZE, write_json
+from qwen_vl_axera.files import READ_SIZE, write_record
 from qwen_vl_axera.swap import repair_swap, swap_directories, temporary_directory
 
 SAMPLE_BYTES = (
@@ -50,12 +50,12 @@ class CalibrationSet:
 
     Attributes:
         archive: the tar file for Pulsar2.
-        manifest: the content of the manifest.
+        manifest: where the samples come from.
         warnings: what the user should know about the set.
     """
 
     archive: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: list[str]
 
 
@@ -92,15 +92,15 @@ def make_calibration_set(
         samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:
             raise InputError("no calibration sample could be made: the frames chosen do not decode")
-        manifest = {
-            "format": format,
-            "size": list(size),
-            "num_samples": len(samples),
-            "nearly_identical": count_near(thumbnails),
-            "archive": {"file": ARCHIVE, "bytes": (building / ARCHIVE).stat().st_size},
-            "samples": samples,
-        }
-        write_json(building / CALIB_MANIFEST, manifest)
+        manifest = Manifest(
+            format=format,
+            size=tuple(size),
+            num_samples=len(samples),
+            nearly_identical=count_near(thumbnails),
+            archive=ArchiveFile(ARCHIVE, (building / ARCHIVE).stat().st_size),
+            samples=samples,
+        )
+        write_record(building / CALIB_MANIFEST, Manifest, manifest)
         building.chmod(0o755)
         swap_directories(building, target)
     finally:
@@ -115,9 +115,10 @@ def _write_samples(
     picks: Sequence[Pick],
     size: tuple[int, int],
     format: str,
-) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+) -> tuple[list[Sample], list[np.ndarray]]:
     taken: deque[Pick] = deque()  # read, but not yet through the resizing threads
-    samples: list[dict[str, Any]] = []
+    written: deque[Future[Sample]] = deque()
+    samples: list[Sample] = []
     thumbnails: list[np.ndarray] = []
     with (
         open(building / ARCHIVE, "wb") as file,
@@ -125,55 +126,49 @@ def _write_samples(
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
-        writing: deque = deque()
         for patches in iter_steps(read_frames(sources, picks, taken), size):
             pick = taken.popleft()
-            sample = _describe(sources[pick.source], pick, f"sample_{len(samples):05d}{SUFFIXES[format]}")
-            samples.append(sample)
+            name = f"sample_{len(thumbnails):05d}{SUFFIXES[format]}"
             thumbnails.append(thumbnail(patches, size))
-            writing.append(writer.submit(_write_sample, building, tar, sample, patches, format))
-            if len(writing) > 2:  # the disk lags behind: wait instead of holding ever more samples
-                writing.popleft().result()
+            written.append(writer.submit(_write_sample, building, tar, name, sources[pick.source], pick, patches))
+            if len(written) > 2:  # the disk lags behind: wait instead of holding ever more samples
+                samples.append(written.popleft().result())
             stage.advance()
-        while writing:
-            writing.popleft().result()
+        samples += [future.result() for future in written]
         tar.close()
         file.flush()
         os.fsync(file.fileno())
     return samples, thumbnails
 
 
-def _describe(source: Source, pick: Pick, name: str) -> dict[str, Any]:
-    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
-    return {"file": name, "source": source.files(pick.frames), "frames": list(pick.frames), "timestamps": timestamps}
-
-
 def _write_sample(
-    building: Path, tar: tarfile.TarFile, sample: dict[str, Any], patches: np.ndarray, format: str
-) -> None:
-    """Writes one sample to its file and to the archive, and its hash into its entry."""
-    encoded = encode(patches, format)
-    with encoded.getbuffer() as data, open(building / sample["file"], "wb") as file:
-        sample["sha256"] = hashlib.sha256(data).hexdigest()
+    building: Path, tar: tarfile.TarFile, name: str, source: Source, pick: Pick, patches: np.ndarray
+) -> Sample:
+    """Writes one sample to its file and to the archive."""
+    encoded = encode(patches, name)
+    with encoded.getbuffer() as data, open(building / name, "wb") as file:
+        digest = hashlib.sha256(data).hexdigest()
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    member = tarfile.TarInfo(sample["file"])  # owner 0, time 0 and mode 0644 are its defaults
+    member = tarfile.TarInfo(name)  # owner 0, time 0 and mode 0644 are its defaults
     member.size = encoded.seek(0, io.SEEK_END)
     encoded.seek(0)
     tar.addfile(member, encoded)
     tar.members.clear()  # tarfile keeps them all for reading back
+    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
+    return Sample(name, source.files(pick.frames), list(pick.frames), timestamps, digest)
 
 
-def encode(patches: np.ndarray, format: str) -> io.BytesIO:
+def encode(patches: np.ndarray, name: str) -> io.BytesIO:
     """One sample's file.
 
     Args:
         patches: uint8 (S, 392, 3).
-        format: "numpy": float32 (1, 3, S, 392), 0..255, as .npy; "image": RGB PNG, 392 wide and S high.
+        name: of the file. `.npy` holds float32 (1, 3, S, 392), 0..255; `.png` is RGB, 392 wide and S high.
     """
     buffer = io.BytesIO()
-    if format == "numpy":
+    if name.endswith(SUFFIXES["numpy"]):
         np.save(buffer, to_graph_input(patches), allow_pickle=False)
     else:
         Image.fromarray(patches).save(buffer, "PNG", compress_level=PNG_LEVEL)
@@ -202,8 +197,8 @@ def count_near(thumbnails: Sequence[np.ndarray]) -> int:
     return near
 
 
-def _warnings(manifest: dict[str, Any], picked: int) -> list[str]:
-    made, near = manifest["num_samples"], manifest["nearly_identical"]
+def _warnings(manifest: Manifest, picked: int) -> list[str]:
+    made, near = manifest.num_samples, manifest.nearly_identical
     warnings = []
     if made < picked:
         warnings.append(f"{picked - made} of {picked} samples fell on frames that do not decode and were left out")

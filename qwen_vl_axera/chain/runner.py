@@ -1,6 +1,5 @@
 """Runs one step, or skips it when its outputs are still those of the same inputs."""
 
-import json
 import os
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from qwen_vl_axera.chain.fingerprints import (
 from qwen_vl_axera.chain.steps import Step
 from qwen_vl_axera.contract import STAMPS
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.files import write_json
+from qwen_vl_axera.files import read_json, write_json
 
 MODES = ("run", "resume", "force")
 
@@ -139,8 +138,8 @@ def passing_on_signals(send: Callable[[int], Any]):
 def _summarise(summary: Path, step: Step, cost: dict[str, Any], skipped: bool) -> None:
     """Adds a step's entry to the summary, in place of an earlier one of the same name."""
     try:
-        entries = [entry for entry in json.loads(summary.read_bytes()) if entry["name"] != step.name]
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = [entry for entry in read_json(summary) if entry["name"] != step.name]
+    except (InputError, KeyError, TypeError):
         entries = []
     numbers = {key: cost[key] for key in ("seconds", "peak_bytes", "returncode")}
     command = [printable(argument) for argument in step.command]

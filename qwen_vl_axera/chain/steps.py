@@ -1,7 +1,7 @@
 """What each step of export_video.sh reads and writes, by its name. Nothing else declares it.
 
     name            code                          reads                          writes
-    capture         run_video_by_sec.py           checkpoint, first clip         the capture's eight files
+    capture         run_video_by_sec.py           checkpoint, first clip         the capture's nine files
     export          export.py                     checkpoint, layout             the graphs and their weights
     fidelity        test_onnx_video_by_sec.py     checkpoint, capture, graphs    fidelity.json
     calibration     get_calib.py                  clips, the capture's size      calib/
@@ -24,7 +24,9 @@ from qwen_vl_axera.contract import (
     CALIB_MANIFEST,
     CAPTURE,
     EMBEDDING_FILES,
+    EXACT,
     FIDELITY,
+    FIDELITY_TOKENS,
     LAYOUT_TENSORS,
     ORACLE,
     PIXELS,
@@ -105,7 +107,7 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
     """
     work, checkpoint = place.work, place.checkpoint
     layout = work(*(f"{name}.pth" for name in LAYOUT_TENSORS))
-    capture = [*work(CAPTURE, PIXELS, ORACLE, f"{STEP_PATCHES}.pth"), *layout]
+    capture = [*work(CAPTURE, PIXELS, ORACLE, EXACT, f"{STEP_PATCHES}.pth"), *layout]
     graph, weights = f"{place.graph}.onnx", data_file(place.name)
     uint8 = f"{place.graph}_uint8.onnx"
     archive = work(f"{CALIB}/{ARCHIVE}")
@@ -115,8 +117,8 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
         case "export":
             return Step(name, [*work(CAPTURE), *layout], work(graph, uint8, weights), checkpoint, command=command)
         case "fidelity":
-            reads = work(CAPTURE, PIXELS, ORACLE, graph, uint8, weights)
-            return Step(name, reads, work(FIDELITY), checkpoint, command=command)
+            reads = work(CAPTURE, PIXELS, ORACLE, EXACT, graph, uint8, weights)
+            return Step(name, reads, work(FIDELITY, FIDELITY_TOKENS), checkpoint, command=command)
         case "calibration":
             writes = [*archive, *work(f"{CALIB}/{CALIB_MANIFEST}")]
             return Step(name, [*place.videos, *work(CAPTURE)], writes, command=command)

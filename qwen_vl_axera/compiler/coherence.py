@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from preprocess import MEAN, STD
-from qwen_vl_axera.compiler.schema import BuildConfig, InputProcessor, InputQuantConfig
+from qwen_vl_axera.compiler.schema import NPU_MODES, BuildConfig, InputProcessor, InputQuantConfig
 from qwen_vl_axera.contract import CHIP, INPUT_NAME, OUTPUT_NAME
 
 EVERY_TENSOR = "DEFAULT"
@@ -328,6 +328,10 @@ def _whole(config: BuildConfig, target: Target) -> Iterator[Problem]:
     if "target_hardware" in config.model_fields_set and config.target_hardware != target.chip:
         symptom = f"built for {config.target_hardware}, asked for {target.chip}: it does not load on the board"
         yield Problem("wrong-hardware", "target_hardware", symptom, f"write {target.chip!r}, or leave it out")
+    cores = NPU_MODES.get(target.chip)
+    if "target_hardware" not in config.model_fields_set and cores and int(config.npu_mode[-1]) > cores:
+        symptom = f"{target.chip} has NPU1 to NPU{cores}, and no such mode"
+        yield Problem("too-many-cores", "npu_mode", symptom, f"write 'NPU{cores}'")
     if target.chip == "AX650" and config.npu_mode != "NPU3":
         symptom = f"{config.npu_mode} uses {config.npu_mode[-1]} of the three cores: slower, and no more exact"
         yield Problem("idle-cores", "npu_mode", symptom, "write 'NPU3'", fatal=False)

@@ -63,9 +63,11 @@ def parse_strict(text: str) -> Any:
 def _departures(text: str) -> Iterator[tuple[int, str]]:
     """What Python's parser would accept, or name badly: (line, problem)."""
     keys: list[set[str] | None] = []  # one entry per open bracket; None for a list
-    previous = ""
+    previous, line, counted = "", 1, 0
     for match in TOKEN.finditer(text):
-        token, line = match.group(), text.count("\n", 0, match.start()) + 1
+        token = match.group()
+        line += text.count("\n", counted, match.start())
+        counted = match.start()
         if token.startswith(COMMENTS):
             yield line, f"comments are not allowed: {token.splitlines()[0][:40]!r}"
         elif token in "}]":

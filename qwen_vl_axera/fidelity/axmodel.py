@@ -19,8 +19,10 @@ import numpy as np
 from qwen_vl_axera import cli
 from qwen_vl_axera.contract import AXMODEL_FIDELITY, INPUT_NAME, OUTPUT_NAME
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report, table
-from qwen_vl_axera.files import write_json
+from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report
+from qwen_vl_axera.fidelity.record import AxmodelFidelity
+from qwen_vl_axera.fidelity.tables import table
+from qwen_vl_axera.files import write_record
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 
 
@@ -96,7 +98,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     report = check_axmodel(args.axmodel, args.graph, args.workdir)
-    write_json(args.workdir / AXMODEL_FIDELITY, report)
+    write_record(args.workdir / AXMODEL_FIDELITY, AxmodelFidelity, report)
     print(table(report))
     return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
 

@@ -16,7 +16,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.doors import read_bytes
-from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 from qwen_vl_axera.fidelity.template import render
@@ -148,6 +148,7 @@ class LanguageModel:
 
         Raises:
             InputError: the number of features is not the number of pads.
+            CheckFailed: the model gives NaN or infinite logits.
         """
         import torch
 
@@ -163,8 +164,7 @@ class LanguageModel:
     def _decode(self, prompt: Prompt, embeddings: Any, max_new_tokens: int) -> list[Token]:
         import torch
 
-        # The cache's name as an argument and in the output: transformers 5.24 renamed it.
-        cached = "cache" if "cache" in inspect.signature(type(self.model).forward).parameters else "past_key_values"
+        cached = cache_name(self.model)
         tokens: list[Token] = []
         positions = torch.from_numpy(prompt.position_ids).to(self.device)  # (3, 1, L)
         cache, length = None, embeddings.shape[1]
@@ -178,6 +178,8 @@ class LanguageModel:
                     **{cached: cache},
                 )
                 probabilities = output.logits[0, -1].float().softmax(-1)
+                if not probabilities.isfinite().all():
+                    raise CheckFailed(f"the language model's logits of token {len(tokens)} are not finite")
                 best = int(probabilities.argmax())
                 tokens.append(Token(best, float(probabilities[best])))
                 stage.advance()
@@ -192,6 +194,11 @@ class LanguageModel:
     def text(self, tokens: Sequence[Token]) -> str:
         """The words of generated tokens, special tokens left out."""
         return self.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True).strip()
+
+
+def cache_name(model: Any) -> str:
+    """What the key-value cache is called, as an argument and in the output: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def first_difference(reference: Sequence[Token], actual: Sequence[Token]) -> int | None:

@@ -1,19 +1,30 @@
-"""Step 3: the ONNX graphs in the vision tower's place, numbers first, then text."""
+"""Step 3: the ONNX graphs in the vision tower's place, numbers first, then text.
+
+The numbers are two independent checks. `graph.conformity` says whether a graph is what this converter makes of this
+checkpoint; the answers, measured by `truth`, say whether that is transformers' tower.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preprocess import MERGE_SIZE
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.chat import LanguageModel, Token, build_prompt, first_difference
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, graph_report
+from qwen_vl_axera.fidelity.chat import LanguageModel
+from qwen_vl_axera.fidelity.metrics import compare, token_cosine_distances, token_rms
 from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.fidelity.text import check_text
+from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth, keeps
+from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
-from qwen_vl_axera.oracle.record import Capture, read_capture, read_oracle, read_pixels
+from qwen_vl_axera.oracle.record import Capture, read_capture, read_exact, read_oracle, read_pixels
+
+SHOWN = 20  # problems of a graph
 
 
 def find_graphs(checkpoint_name: str, workdir: Path) -> list[Path]:
@@ -55,19 +66,49 @@ def capture_other_clip(
     return directory
 
 
-def check_graph(path: Path, pixels: np.ndarray, oracle: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Runs one graph step by step and compares it with transformers' answer.
+@dataclass
+class Graph:
+    """One graph under test.
+
+    Attributes:
+        path: its file.
+        tokens: what it made of the clip, float32 (T, N, C).
+        steps: its figures, as in `fidelity.json`.
+        exact: those of all exact steps together; None where the answer is not finite.
+        problems: what is wrong with it, a line each.
+        suspect: the step and the errors of its tokens (N,) to look at when it is wrong.
+    """
+
+    path: Path
+    tokens: np.ndarray
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    exact: dict[str, float] | None = None
+    problems: list[str] = field(default_factory=list)
+    suspect: tuple[int, np.ndarray] | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Its entry in `fidelity.json`."""
+        return {
+            "file": self.path.name,
+            "passed": not self.problems,
+            "steps": self.steps,
+            "exact": self.exact,
+            "problems": self.problems[:SHOWN],
+        }
+
+
+def run_graph(path: Path, pixels: np.ndarray, oracle: np.ndarray) -> Graph:
+    """Runs a graph over a clip, step by step.
 
     Args:
         path: the graph.
         pixels: uint8 (T, S, 392, 3).
-        oracle: float32 (T, S/4, out_hidden).
+        oracle: float32 (T, N, C).
 
-    Returns:
-        Its entry in `fidelity.json`, and its tokens, float32 (T·S/4, out_hidden).
+    Raises:
+        InputError: it is of another size or width.
     """
-    tower = OnnxTower(path)
-    steps, outputs = [], []
+    tower, outputs = OnnxTower(path), []
     with progress.stage(path.name, len(pixels), unit="step") as stage:
         for patches, expected in zip(pixels, oracle, strict=True):
             tokens = tower.step(np.ascontiguousarray(patches))
@@ -76,60 +117,124 @@ def check_graph(path: Path, pixels: np.ndarray, oracle: np.ndarray) -> tuple[dic
                     f"{path}: gives tokens of shape {list(tokens.shape)}, transformers {list(expected.shape)}: "
                     "graph and capture are of different checkpoints"
                 )
-            steps.append(compare(np.asarray(expected), tokens))
             outputs.append(tokens)
             stage.advance()
-    return graph_report(path.name, steps, THRESHOLDS), np.concatenate(outputs)
+    return Graph(path, np.stack(outputs))
 
 
-def check_text(
-    model: LanguageModel,
-    capture: Capture,
-    prompts: Sequence[str],
-    reference: np.ndarray,
-    actual: np.ndarray,
-    max_new_tokens: int,
-) -> list[dict[str, Any]]:
-    """Greedy text from two sets of features, token by token: the `text` entries of `fidelity.json`.
+def judge_answers(graph: Graph, judge: Judge) -> None:
+    """Fills in a graph's figures and what is wrong with its answers."""
+    graph.steps = [
+        compare(np.asarray(expected), tokens) | {"passed": True}
+        for expected, tokens in zip(judge.oracle, graph.tokens, strict=True)
+    ]
+    broken = [number for number, tokens in enumerate(graph.tokens) if not np.isfinite(tokens).all()]
+    for number in broken:
+        refuse(graph, [number], f"step {number} holds NaN or infinite values")
+    if broken:
+        graph.suspect = broken[0], 1.0 - np.isfinite(graph.tokens[broken[0]]).all(-1)
+        return
+    judge.check_truth(graph.tokens)
+    graph.exact = judge_steps(graph, judge, judge.truth)
+    bound = judge.bound()
+    for number in sorted(set(range(len(graph.tokens))) - set(judge.truth.steps)):
+        distance = judge.distance(number, graph.tokens[number])
+        graph.steps[number]["bound"] = {"distance": distance, "limit": bound}
+        if distance <= bound:
+            continue
+        if keeps(graph.exact):
+            judge_steps(graph, judge, judge.truth_of(number))
+        else:  # the graph is wrong already
+            graph.steps[number]["passed"] = False
+
+
+def judge_steps(graph: Graph, judge: Judge, truth: Truth) -> dict[str, float]:
+    """Measures steps whose exact answer is known, all of them together."""
+    tokens = graph.tokens[truth.steps]
+    figures = judge.figures(truth, tokens)
+    for place, number in enumerate(truth.steps):
+        graph.steps[number]["exact"] = truth.step_figures(place, tokens)
+    if keeps(figures):
+        return figures
+    ratios = truth.token_ratios(tokens)
+    place, token = np.unravel_index(int(ratios.argmax()), ratios.shape)
+    graph.suspect = truth.steps[place], token_rms(tokens[place] - truth.exact[place])
+    limits = THRESHOLDS["error_ratio"], THRESHOLDS["token_error_ratio"]
+    if figures["ratio"] > limits[0]:
+        what = f"the error is {times(figures['ratio'])} transformers' own (at most {limits[0]:g})"
+    else:
+        what = (
+            f"the error of token {token} in step {truth.steps[place]} is {times(figures['token_ratio'])} "
+            f"transformers' own (at most {limits[1]:g})"
+        )
+    refuse(graph, truth.steps, what)
+    return figures
+
+
+def refuse(graph: Graph, steps: Sequence[int], problem: str) -> None:
+    graph.problems.append(problem)
+    for number in steps:
+        graph.steps[number]["passed"] = False
+
+
+def times(value: float) -> str:
+    return f"{value:.3g} times" if value < 1e6 else "more than a million times"
+
+
+def check_conformity(graphs: Sequence[Graph], checkpoint: Checkpoint) -> None:
+    """Adds to each graph's problems where it is not what export.py would write now.
+
+    Graphs share their weights: those of each data file are compared once.
+    """
+    known: dict[tuple, list[str]] = {}
+    for graph in graphs:
+        model = load_graph(graph.path)
+        spec = read_spec(model, graph.path)
+        graph.problems += structure_problems(checkpoint, model, spec)
+        names = set(checkpoint.tower.parameters(checkpoint.config.vision, spec.input))
+        weights = (tensor.SerializeToString() for tensor in model.graph.initializer if tensor.name in names)
+        key = graph.path.parent, spec.input, *weights
+        if key not in known:
+            made = checkpoint.tower.weights(checkpoint, checkpoint.config.vision, spec.input)
+            known[key] = list(weight_problems(made, model, graph.path.parent))
+        graph.problems += known[key]
+
+
+def say_where(graphs: Sequence[Graph], judge: Judge, layout: Any) -> None:
+    """Adds to the first graph with a wrong answer in which block the error starts."""
+    from qwen_vl_axera.fidelity.blocks import first_wrong_stage
+
+    graph = next((graph for graph in graphs if graph.suspect), None)
+    if graph is None:
+        return
+    step, errors = graph.suspect
+    patches = np.ascontiguousarray(judge.pixels[step])
+    stage = first_wrong_stage(graph.path, judge.reference, layout, patches, judge.grid, errors)
+    if stage:
+        graph.problems[0] += f", first seen in {stage}"
+
+
+def token_maps(graphs: Sequence[Graph], judge: Judge, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """The errors of each token for `fidelity_tokens.npz`, float64 (T, H/28, W/28).
 
     Args:
-        model: the language model.
-        capture: the clip.
-        prompts: the questions.
-        reference: transformers' features, float32 (N, hidden).
-        actual: the graph's features, float32 (N, hidden).
-        max_new_tokens: per answer.
+        graphs: those tested.
+        judge: who judged them.
+        shape: steps, rows and columns of tokens.
+
+    Returns:
+        For each graph FILE/cosine_distance: 1 - cosine with transformers' float32; and FILE/error_ratio: the error
+        over transformers' own, both against the exact answer, NaN in steps that have none.
     """
-    entries = []
-    for text in prompts:
-        prompt = build_prompt(model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts)
-        answers = [model.generate(prompt, features, max_new_tokens) for features in (reference, actual)]
-        entries.append(text_entry(model, text, *answers))
-    return entries
-
-
-def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual: list[Token]) -> dict[str, Any]:
-    """One question's answers; where they differ, the first token that does with both probabilities."""
-    entry = {
-        "prompt": prompt,
-        "reference": model.text(reference),
-        "onnx": model.text(actual),
-        "tokens": len(reference),
-        "equal": True,
-    }
-    number = first_difference(reference, actual)
-    if number is not None:
-        entry["equal"] = False
-        entry["first_difference"] = {"token": number} | {
-            name: {
-                "id": answer[number].id,
-                "text": model.tokenizer.decode([answer[number].id]),  # a stop token shows, too
-                "probability": answer[number].probability,
-            }
-            for name, answer in (("reference", reference), ("onnx", actual))
-            if number < len(answer)
-        }
-    return entry
+    maps = {}
+    for graph in graphs:
+        ratios = np.full(graph.tokens.shape[:2], np.nan)
+        for truth in (judge.truth, *judge.others.values()):
+            ratios[truth.steps] = truth.token_ratios(graph.tokens[truth.steps])
+        distances = token_cosine_distances(judge.oracle, graph.tokens)
+        maps[f"{graph.path.name}/cosine_distance"] = distances.reshape(shape)
+        maps[f"{graph.path.name}/error_ratio"] = ratios.reshape(shape)
+    return maps
 
 
 def verify(
@@ -140,19 +245,20 @@ def verify(
     max_new_tokens: int = 128,
     dtype: str = "bfloat16",
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Checks the graphs of a work directory against its capture.
 
     Args:
         checkpoint: the model.
         workdir: what run_video_by_sec.py left.
         graphs: files to test, the first of them in the text comparison.
-        prompts: questions for the text comparison; none: numbers only.
+        prompts: questions for the text comparison; none: numbers only, as where the first graph's are not finite.
         max_new_tokens: per answer.
-        dtype, device: of the language model.
+        dtype: of the language model.
+        device: of the language model, and of transformers' tower where it must run again.
 
     Returns:
-        The content of `fidelity.json`.
+        The contents of `fidelity.json` and of `fidelity_tokens.npz`.
 
     Raises:
         InputError: a file is missing or belongs to something else.
@@ -163,13 +269,28 @@ def verify(
             f"{workdir}: the capture was made from {capture.checkpoint}, not from {checkpoint.name}: "
             "run run_video_by_sec.py again"
         )
-    pixels, oracle = read_pixels(workdir, capture), read_oracle(workdir, capture)
-    checked = [check_graph(path, pixels, oracle) for path in graphs]
+    pixels, oracle, config = read_pixels(workdir, capture), read_oracle(workdir, capture), checkpoint.config.vision
+    truth = Truth(capture.exact_steps, read_exact(workdir, capture), [np.asarray(oracle[capture.exact_steps])])
+    judge = Judge(
+        pixels, oracle, truth, capture.grid_thw[1:], lambda: checkpoint.tower.reference(checkpoint, config, device)
+    )
+    tested = [run_graph(path, pixels, oracle) for path in graphs]
+    for graph in tested:
+        judge_answers(graph, judge)
+    say_where(tested, judge, checkpoint.tower.layout(config, capture.size))
+    check_conformity(tested, checkpoint)
     text: list[dict[str, Any]] = []
-    if prompts:
+    if prompts and np.isfinite(tested[0].tokens).all():
         model = LanguageModel(checkpoint.directory, dtype, device)
-        flat = np.asarray(oracle).reshape(-1, oracle.shape[-1])
-        text = check_text(model, capture, prompts, flat, checked[0][1], max_new_tokens)
-    reports = [report for report, _ in checked]
+        flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(oracle), tested[0].tokens)]
+        text = check_text(model, capture, prompts, *flat, max_new_tokens)
+    reports = [graph.report() for graph in tested]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
-    return {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    return report, token_maps(tested, judge, token_grid(capture))
+
+
+def token_grid(capture: Capture) -> tuple[int, int, int]:
+    """Temporal steps, rows and columns of tokens."""
+    steps, rows, columns = capture.grid_thw
+    return steps, rows // MERGE_SIZE, columns // MERGE_SIZE

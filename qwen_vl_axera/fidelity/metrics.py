@@ -1,13 +1,12 @@
-"""How far the graph's features are from transformers', and how far they may be."""
+"""How far one set of tokens is from another."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# Both graphs run in float32: only the order of sums differs from transformers. A token's cosine is the
-# strictest measure of direction, the largest error of magnitude; the latter is relative to the largest
-# output, since massive activations set the scale of rounding.
+WORST = float(np.finfo(np.float64).max)  # of errors: JSON has no infinity
+# How near two float32 runs of a tower are whose weights are well-conditioned; the gate itself asks `truth.Judge`.
 THRESHOLDS = {"min_token_cosine": 0.99999, "max_abs_relative": 2e-5}
 # The Pulsar2 manual calls a final cosine above 0.98 normal for a quantised model.
 AXMODEL_THRESHOLDS = {"cosine": 0.98, "min_token_cosine": 0.98}
@@ -22,20 +21,19 @@ def compare(reference: np.ndarray, actual: np.ndarray) -> dict[str, float]:
 
     Returns:
         `max_abs` and `mean_abs` error, `max_abs_relative` (to the largest reference value), `cosine` over
-        all values and `min_token_cosine`, the lowest of any token. NaN or infinities anywhere in `actual`
-        give infinite errors and cosines of -1.
+        all values and `min_token_cosine`, the lowest of any token. NaN or infinities on either side give the
+        largest errors that JSON can hold and cosines of -1.
 
     Raises:
         ValueError: the shapes differ.
     """
     if reference.shape != actual.shape:
         raise ValueError(f"expected tokens of shape {reference.shape}, got {actual.shape}")
-    if not np.isfinite(actual).all():
-        worst = float(np.finfo(np.float64).max)  # JSON has no infinity
+    if not (np.isfinite(actual).all() and np.isfinite(reference).all()):
         return {
-            "max_abs": worst,
-            "mean_abs": worst,
-            "max_abs_relative": worst,
+            "max_abs": WORST,
+            "mean_abs": WORST,
+            "max_abs_relative": WORST,
             "cosine": -1.0,
             "min_token_cosine": -1.0,
         }
@@ -59,6 +57,32 @@ def token_cosines(reference: np.ndarray, actual: np.ndarray) -> np.ndarray:
     return np.where(both_zero, 1.0, dot / np.where(product == 0, 1.0, product))
 
 
+def token_rms(errors: np.ndarray) -> np.ndarray:
+    """Root mean square of each token: (..., C) -> float64 (...)."""
+    return np.sqrt(np.square(errors.astype(np.float64)).mean(-1))
+
+
+def rms(errors: np.ndarray) -> float:
+    """Root mean square of all values."""
+    return float(np.sqrt(np.square(errors.astype(np.float64)).mean()))
+
+
+def token_cosine_distances(reference: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """1 - cosine of each token, exact also where it is nearly 0: (..., C) -> float64 (...).
+
+    NaN becomes 2; two zero vectors agree, one has no cosine and is at a distance of 1.
+    """
+    one, other = (unit(np.asarray(tokens, np.float64)) for tokens in (reference, actual))
+    distance = np.nan_to_num(np.square(one - other).sum(-1) / 2, nan=2.0)
+    return np.where(one.any(-1) == other.any(-1), distance, np.where(distance == 2, 2.0, 1.0))
+
+
+def unit(tokens: np.ndarray) -> np.ndarray:
+    """Tokens of length 1; a zero vector stays one."""
+    length = np.linalg.norm(tokens, axis=-1, keepdims=True)
+    return tokens / np.where(length == 0, 1.0, length)
+
+
 def within(figures: dict[str, float], thresholds: dict[str, float]) -> bool:
     """Whether every figure keeps its threshold: cosines from below, errors from above."""
     return all(
@@ -71,55 +95,3 @@ def graph_report(file: str, steps: Sequence[dict[str, float]], thresholds: dict[
     """One graph's entry in `fidelity.json`."""
     passed = bool(steps) and all(within(figures, thresholds) for figures in steps)
     return {"file": file, "passed": passed, "thresholds": thresholds, "steps": list(steps)}
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for the screen: one row per graph and step."""
-    rows = [("graph", "step", "max abs", "relative", "mean abs", "cosine", "lowest token", "")]
-    for graph in report["graphs"]:
-        for number, figures in enumerate(graph["steps"]):
-            rows.append(
-                (
-                    graph["file"],
-                    str(number),
-                    f"{figures['max_abs']:.2e}",
-                    f"{figures['max_abs_relative']:.2e}",
-                    f"{figures['mean_abs']:.2e}",
-                    f"{figures['cosine']:.8f}",
-                    f"{figures['min_token_cosine']:.8f}",
-                    "ok" if within(figures, graph["thresholds"]) else "FAILED",
-                )
-            )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    limits = ", ".join(
-        f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}" for name, limit in report["thresholds"].items()
-    )
-    return "\n".join([*lines, f"thresholds: {limits}"])
-
-
-def text_table(entries: Sequence[dict[str, Any]]) -> str:
-    """The answers for the screen: both texts, and the first token that differs with its probabilities."""
-    lines = []
-    for entry in entries:
-        verdict = f"equal, {entry['tokens']} tokens" if entry["equal"] else "DIFFERENT"
-        lines += [
-            entry["prompt"],
-            f"  transformers  {entry['reference']}",
-            f"  ONNX          {entry['onnx']}  ({verdict})",
-        ]
-        difference = entry.get("first_difference")
-        if difference:
-            sides = [
-                f"{name} {side['text']!r} (p {side['probability']:.3f})"
-                for name, side in difference.items()
-                if name != "token"
-            ]
-            lines.append(f"  first difference at token {difference['token']}: {', '.join(sides)}")
-    return "\n".join(lines)

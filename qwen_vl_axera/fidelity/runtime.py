@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from preprocess import normalize, to_graph_input
 from qwen_vl_axera.contract import INPUT_NAME
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.graph.files import load_graph, read_spec
+from qwen_vl_axera.graph.files import check_data, load_graph, read_spec
+
+# ONNX Runtime's name for where a model that comes from memory has its data file.
+DATA_DIRECTORY = "session.model_external_initializers_file_folder_path"
 
 
 class OnnxTower:
@@ -17,6 +21,7 @@ class OnnxTower:
     Args:
         path: `NAME_vision.onnx` or `NAME_vision_uint8.onnx`; its data file beside it.
         threads: of ONNX Runtime; 0 takes all cores.
+        model: the graph as it shall run, where that is not what the file holds; its data file stays the same.
 
     Attributes:
         spec: what `export.py` made the graph for.
@@ -26,21 +31,25 @@ class OnnxTower:
         InputError: the file is missing, broken, or no graph of this converter.
     """
 
-    def __init__(self, path: Path, threads: int = 0):
+    def __init__(self, path: Path, threads: int = 0, model: onnx.ModelProto | None = None):
         import onnxruntime
 
         self.path = Path(path)
-        self.spec = read_spec(load_graph(self.path), self.path)
+        graph = load_graph(self.path)
+        self.spec = read_spec(graph, self.path)
+        check_data(graph, self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Packed copies of the weights would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        source: str | bytes = os.fspath(self.path)
+        if model is not None:
+            source = model.SerializeToString()
+            options.add_session_config_entry(DATA_DIRECTORY, os.fspath(self.path.parent.resolve()))
         try:
-            self.session = onnxruntime.InferenceSession(
-                os.fspath(self.path), options, providers=["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise InputError(f"{self.path}: ONNX Runtime cannot load it: {error}") from None
+            raise InputError(f"{self.path}: ONNX Runtime cannot load it: {str(error)[:300]}") from None
         graph_input = self.session.get_inputs()[0]
         self.uint8 = graph_input.type == "tensor(uint8)"
         self.num_patches = graph_input.shape[1 if self.uint8 else 2]

@@ -1,12 +1,13 @@
 """Graph files: written, read without their weights, and what they say about themselves."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from qwen_vl_axera.contract import CAPTURE, GraphSpec, graph_stem
-from qwen_vl_axera.doors import parse_json, read_bytes
+from qwen_vl_axera.doors import open_file, parse_json, read_bytes
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, require
 from qwen_vl_axera.oracle.record import read_capture
@@ -51,6 +52,29 @@ def load_graph(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX model (it has no nodes)")
     return model
+
+
+def check_data(model: onnx.ModelProto, path: Path) -> None:
+    """That a graph's weights lie in files beside it: ONNX Runtime would open whatever the graph names.
+
+    Raises:
+        InputError: a place is malformed, leads elsewhere, or the file is missing, no regular one or too short.
+    """
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            name, numbers = place.get("location", ""), [place.get(key, "0") for key in ("offset", "length")]
+            if Path(name).name != name or not all(text.isdecimal() and len(text) < 19 for text in numbers):
+                raise InputError(
+                    f"{path}: the weights of {tensor.name} are not in a file beside it: run export.py again"
+                )
+            ends[name] = max(ends.get(name, 0), sum(map(int, numbers)))
+    for name, end in ends.items():
+        with open_file(require(Path(path).parent / name, "export.py")) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size < end:
+            raise InputError(f"{Path(path).parent / name}: {size} bytes, {path} needs {end}: run export.py again")
 
 
 def read_spec(model: onnx.ModelProto, path: Path) -> GraphSpec:

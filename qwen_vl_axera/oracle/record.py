@@ -1,22 +1,25 @@
 """What step 1 saves: `capture.json`, the clip's pixels, transformers' answer, and the layout of one step."""
 
 import io
-import os
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from preprocess import num_tokens
-from qwen_vl_axera.contract import CAPTURE, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
+from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write, read_array, read_json, require, write_array, write_json
+from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
+from qwen_vl_axera.record import Count, Positive, Rate, Text, record
 
 MADE_BY = "run_video_by_sec.py"
 
 
-@dataclass(frozen=True)
+@record
 class Capture:
     """`capture.json`.
 
@@ -30,17 +33,35 @@ class Capture:
         second_per_grid_ts: seconds of one temporal step.
         checkpoint: the checkpoint directory's name.
         versions: of the packages that computed it.
+        exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`; earlier captures have none, and
+            only the gate needs it.
+
+    Raises:
+        ValueError: a field is of another type or out of range, or two contradict each other.
     """
 
-    size: tuple[int, int]
-    grid_thw: tuple[int, int, int]
-    kind: str
-    source: list[str]
-    indices: list[int]
-    sample_fps: float
-    second_per_grid_ts: float
-    checkpoint: str
+    size: tuple[Positive, Positive]
+    grid_thw: tuple[Positive, Positive, Positive]
+    kind: Literal["video", "frames", "images"]
+    source: Annotated[list[Text], Field(min_length=1)]
+    indices: Annotated[list[Count], Field(min_length=1)]
+    sample_fps: Rate
+    second_per_grid_ts: Rate
+    checkpoint: Text
     versions: dict[str, str]
+    exact_steps: list[Count] = field(default_factory=list)
+
+    def __post_init__(self):
+        check_size(*self.size)
+        steps, *grid = self.grid_thw
+        if tuple(grid) != tuple(side // PATCH_SIZE for side in self.size):
+            raise ValueError(f"grid_thw {list(self.grid_thw)} is not of size {list(self.size)}")
+        if math.ceil(len(self.indices) / TEMPORAL_PATCH_SIZE) != steps:
+            raise ValueError(f"{len(self.indices)} indices do not make the {steps} steps of grid_thw")
+        if not math.isclose(self.second_per_grid_ts * self.sample_fps, TEMPORAL_PATCH_SIZE, rel_tol=1e-6):
+            raise ValueError(f"second_per_grid_ts {self.second_per_grid_ts} is not two frames at sample_fps")
+        if sorted({step for step in self.exact_steps if step < steps}) != self.exact_steps:
+            raise ValueError(f"exact_steps {self.exact_steps} are not steps of the clip in their order")
 
     @property
     def num_tokens(self) -> int:
@@ -52,18 +73,9 @@ def read_capture(workdir: Path) -> Capture:
     """Reads `capture.json`.
 
     Raises:
-        InputError: it is missing (the message names the command that makes it) or not complete.
+        InputError: it is missing or not one; the message names the command that makes it.
     """
-    path = Path(workdir) / CAPTURE
-    if not os.path.lexists(path):
-        raise InputError(f"{path} is missing: run {MADE_BY} CKPT --video PATH first (same --workdir)")
-    raw = read_json(path)
-    try:
-        fields = {name: raw[name] for name in Capture.__dataclass_fields__}
-        fields |= {"size": tuple(raw["size"]), "grid_thw": tuple(raw["grid_thw"])}
-        return Capture(**fields)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: incomplete ({error}); run {MADE_BY} again") from None
+    return read_record(Path(workdir) / CAPTURE, Capture, f"{MADE_BY} CKPT --video PATH")
 
 
 def read_pixels(workdir: Path, capture: Capture) -> np.ndarray:
@@ -83,19 +95,45 @@ def read_oracle(workdir: Path, capture: Capture) -> np.ndarray:
     """transformers' answer: float32 (T, S/4, out_hidden), memory-mapped.
 
     Raises:
-        InputError: missing, no array, or not of the capture's shape.
+        InputError: missing, no array, not of the capture's shape, or not finite.
     """
     oracle = read_array(Path(workdir) / ORACLE, MADE_BY)
     if oracle.ndim != 2 or len(oracle) != capture.num_tokens:
         raise InputError(f"{workdir}/{ORACLE} does not fit {CAPTURE}: run {MADE_BY} again")
-    return oracle.reshape(capture.grid_thw[0], -1, oracle.shape[1])
+    return finite(oracle, Path(workdir) / ORACLE).reshape(capture.grid_thw[0], -1, oracle.shape[1])
+
+
+def read_exact(workdir: Path, capture: Capture) -> np.ndarray:
+    """transformers' answer in float64: (E, S/4, out_hidden) for the capture's `exact_steps`, memory-mapped.
+
+    Raises:
+        InputError: missing, no array, not of the capture's shape, or not finite.
+    """
+    exact = read_array(Path(workdir) / EXACT, MADE_BY)
+    steps = capture.exact_steps
+    right = bool(steps) and len(set(steps)) == len(steps) and set(steps) <= set(range(capture.grid_thw[0]))
+    shape = len(steps), capture.num_tokens // capture.grid_thw[0]
+    if not right or exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape:
+        raise InputError(f"{workdir}/{EXACT} does not fit {CAPTURE}: run {MADE_BY} again")
+    return finite(exact, Path(workdir) / EXACT)
+
+
+def finite(values: np.ndarray, path: Path) -> np.ndarray:
+    """The values themselves.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise InputError(f"{path} holds NaN or infinite values: run {MADE_BY} again")
+    return values
 
 
 def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     """The four layout tensors that transformers derived for one step.
 
     Raises:
-        InputError: a file is missing, or is not a plain tensor (no other pickled object is loaded).
+        InputError: a file is missing, is not a plain tensor (no other pickled object is loaded), or not finite.
     """
     import torch
 
@@ -109,10 +147,13 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
             raise
         except Exception:  # torch raises pickle, zip and runtime errors here, with advice to allow pickles
             raise InputError(f"{path}: not a plain tensor, no other object is read; run {MADE_BY} again") from None
+        finite(tensors[name], path)
     return tensors
 
 
-def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, layout: dict) -> None:
+def save_capture(
+    workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, exact: np.ndarray, layout: dict
+) -> None:
     """Writes everything of step 1; `capture.json` comes last, so that it never describes other files.
 
     Args:
@@ -120,6 +161,7 @@ def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np
         capture: the clip and its size.
         pixels: uint8 (T, S, 392, 3).
         oracle: float32 (T·S/4, out_hidden).
+        exact: float64 (E, S/4, out_hidden).
         layout: transformers' layout of one step, by the names of its files.
     """
     import torch
@@ -137,7 +179,8 @@ def save_capture(workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np
             file.write(buffer.getbuffer())
     write_array(workdir / PIXELS, pixels)
     write_array(workdir / ORACLE, oracle)
-    write_json(workdir / CAPTURE, asdict(capture))
+    write_array(workdir / EXACT, exact)
+    write_record(workdir / CAPTURE, Capture, capture)
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""A check's outcome, and the table of many."""
+"""A check's outcome, the table of many, and their record, `preflight.json`."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import read_record
+from qwen_vl_axera.record import Text, record
 
 Status = Literal["ok", "warning", "failed"]
 MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
@@ -13,7 +15,7 @@ WIDTH = 110  # characters of a line
 SHOWN = 3  # names in a message
 
 
-@dataclass(frozen=True)
+@record
 class Check:
     """One line of the table.
 
@@ -24,10 +26,41 @@ class Check:
         remedy: what to do; empty when nothing is.
     """
 
-    name: str
+    name: Text
     status: Status
     detail: str
     remedy: str = ""
+
+
+@record
+class Outcome:
+    """`preflight.json`, and what `preflight.py --json` prints.
+
+    Attributes:
+        passed: no check failed.
+        checks: in the order in which they were made.
+    """
+
+    passed: bool
+    checks: list[Check]
+
+    @classmethod
+    def of(cls, checks: Iterable[Check]) -> "Outcome":
+        checks = list(checks)
+        return cls(all(check.status != "failed" for check in checks), checks)
+
+    def __post_init__(self):
+        if self.passed != all(check.status != "failed" for check in self.checks):
+            raise ValueError(f"passed is {self.passed}, its checks say otherwise")
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Reads `preflight.json`.
+
+    Raises:
+        InputError: it is missing or not one.
+    """
+    return read_record(path, Outcome, "preflight.py")
 
 
 def guarded(name: str, remedy: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -48,12 +81,6 @@ def guarded(name: str, remedy: str, check: Callable[[], Iterable[Check]]) -> Ite
 def some(names: Sequence[str]) -> str:
     """The first few of many names, for a message."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def report(checks: Iterable[Check]) -> dict[str, Any]:
-    """What `preflight.py --json` prints."""
-    checks = list(checks)
-    return {"passed": all(check.status != "failed" for check in checks), "checks": [asdict(check) for check in checks]}
 
 
 def table(checks: Iterable[Check]) -> str:

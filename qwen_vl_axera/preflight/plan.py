@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -32,7 +33,6 @@ from qwen_vl_axera.contract import (
     graph_stem,
 )
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json
 from qwen_vl_axera.graph.files import video_stems
 from qwen_vl_axera.oracle.record import read_capture
 from qwen_vl_axera.preflight.archive import Archive, archive_checks, read_archive
@@ -157,10 +157,10 @@ class Preflight:
 
     def _origin(self, archive: Path) -> Iterator[Check]:
         """What get_calib.py takes when it is not told otherwise shows nothing that a real model will see."""
-        manifest = archive.parent / CALIB_MANIFEST
-        if not manifest.is_file() or self.plan.checkpoint.resolve() == DEMO_MODEL:
+        if not (archive.parent / CALIB_MANIFEST).is_file() or self.plan.checkpoint.resolve() == DEMO_MODEL:
             return
-        sources = {Path(source).resolve() for sample in read_json(manifest)["samples"] for source in sample["source"]}
+        samples = read_manifest(archive.parent).samples
+        sources = {Path(source).resolve() for sample in samples for source in sample.source}
         if sources == {DEMO_CLIP}:
             detail = "every sample is a frame of the demo clip: its ranges fit no real scene"
             yield Check(
@@ -171,7 +171,7 @@ class Preflight:
         if self.spec:
             return self.spec.size
         manifest = archive.parent / CALIB_MANIFEST
-        return tuple(read_json(manifest)["size"]) if manifest.is_file() else None
+        return read_manifest(archive.parent).size if manifest.is_file() else None
 
     def _coherence(self) -> Iterator[Check]:
         if self.config is None:

@@ -1,4 +1,4 @@
-"""The two parts of the report that take computing: the error map, and the calibration set turned back."""
+"""The parts of the report that are pictures of figures: where a graph errs, and the calibration set turned back."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,88 +8,71 @@ import numpy as np
 from PIL import Image
 
 from preprocess import CHANNELS, FACTOR, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
-from qwen_vl_axera.contract import CALIB, CALIB_MANIFEST
+from qwen_vl_axera.calibration.manifest import Manifest, Sample
+from qwen_vl_axera.contract import FIDELITY_TOKENS
+from qwen_vl_axera.doors import map_array
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, token_cosines
-from qwen_vl_axera.oracle.record import Capture, read_oracle
-from qwen_vl_axera.report.inputs import Fidelity, GraphFidelity, Manifest, Part, Sample, read_part
+from qwen_vl_axera.fidelity.record import Fidelity
+from qwen_vl_axera.fidelity.tokens import read_token_errors
+from qwen_vl_axera.frames.media import open_picture
+from qwen_vl_axera.oracle.record import Capture
+from qwen_vl_axera.report.parts import Part
 from qwen_vl_axera.report.pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
 
 MOST_MAPS = 16  # steps shown; of more, those with the worst tokens
 MOST_SAMPLES = 96  # shown
-NOT_FINITE = 2.0  # the largest cosine error there is, for tokens that hold NaN or infinities
-# The same graph on the same clip gives the same cosines up to the threading of sums.
-SAME_RUN = 1e-6
 
 
 def error_maps(
-    name: str,
-    workdir: Path,
-    capture: Capture,
-    pixels: np.ndarray,
-    fidelity: Fidelity | None,
-    command: str,
+    workdir: Path, capture: Capture, pixels: np.ndarray, fidelity: Fidelity, command: str
 ) -> Part[dict[str, Any]]:
-    """Runs a graph once more and draws where its tokens differ from transformers'.
+    """Draws where a graph's tokens differ from transformers': a failed graph, or else the one with uint8 input.
 
     Args:
-        name: the checkpoint's.
-        workdir: holds the graphs and vit_out.npy.
+        workdir: what the gate left.
         capture: the clip.
         pixels: uint8 (T, S, 392, 3).
-        fidelity: what was measured before; it names the graphs, the one with uint8 input is taken first.
+        fidelity: what the gate measured.
         command: measures again.
     """
-    from qwen_vl_axera.fidelity.gate import find_graphs
-
+    if not fidelity.graphs:
+        return Part(None, "No graph was measured.", command)
+    graph = max(fidelity.graphs, key=lambda graph: (not graph.holds(fidelity.thresholds), "_uint8." in graph.file))
+    shape = capture.grid_thw[0], *(side // FACTOR for side in capture.size)
+    path = workdir / FIDELITY_TOKENS
+    if not path.is_file():
+        return Part(None, f"{path.name} is not there yet.", command, absent=True)
     try:
-        measured = {graph.file: graph for graph in fidelity.graphs} if fidelity else {}
-        found = [workdir / file for file in measured if Path(file).name == file and (workdir / file).is_file()]
-        path = max(found or find_graphs(name, workdir), key=lambda path: path.stem.endswith("_uint8"))
-        errors = token_errors(path, pixels, read_oracle(workdir, capture), capture)
+        tokens = read_token_errors(path, graph, workdir, shape)
     except InputError as error:
-        return Part(None, str(error), command)
-
-    graph = measured.get(path.name)
-    limit = 1 - (graph.thresholds if graph else THRESHOLDS).get("min_token_cosine", THRESHOLDS["min_token_cosine"])
-    scale = Scale.of(errors, limit)
-    worst_first = np.argsort(-errors.max((1, 2)), kind="stable")
-    steps = sorted(int(step) for step in worst_first[:MOST_MAPS])
+        return Part(None, f"{error}.", command)
+    exact = np.flatnonzero(~np.isnan(tokens.error_ratio).all((1, 2)))
+    limit = fidelity.thresholds.token_error_ratio
     return Part(
         {
-            "file": path.name,
-            "steps": [_map(step, capture, pixels, errors[step], scale) for step in steps],
-            "total": len(errors),
-            "grid": errors.shape[1:],
-            "above": int((errors > limit).sum()),
-            "stale": _stale(path.name, graph, errors),
+            "file": graph.file,
+            "grid": shape[1:],
+            "above": int((tokens.error_ratio > limit).sum()),
             "limit": limit,
-            "bar": data_uri(scale.bar(), lossless=True),
-            "ticks": scale.ticks(),
-            "mark": scale.position(limit),
+            "ratio": _maps(capture, pixels, tokens.error_ratio, exact, limit) if len(exact) else None,
+            "distance": _maps(capture, pixels, tokens.cosine_distance, np.arange(shape[0]), None),
         }
     )
 
 
-def token_errors(path: Path, pixels: np.ndarray, oracle: np.ndarray, capture: Capture) -> np.ndarray:
-    """1 - cosine of every token: float64 (T, H/28, W/28).
-
-    Raises:
-        InputError: the graph does not load, or is of another size or checkpoint.
-    """
-    from qwen_vl_axera.fidelity.runtime import OnnxTower
-
-    tower = OnnxTower(path)
-    errors = []
-    for patches, expected in zip(pixels, oracle, strict=True):
-        tokens = tower.step(np.ascontiguousarray(patches))
-        if tokens.shape != expected.shape:
-            raise InputError(f"{path.name} gives tokens of shape {tokens.shape}, expected {expected.shape}.")
-        with np.errstate(all="ignore"):  # NaN and infinities are counted below
-            cosines = token_cosines(np.asarray(expected, np.float64), tokens.astype(np.float64))
-        errors.append(np.where(np.isfinite(cosines), 1 - cosines, NOT_FINITE))
-    rows, columns = (side // FACTOR for side in capture.size)
-    return np.maximum(np.stack(errors), 0).reshape(-1, rows, columns)
+def _maps(
+    capture: Capture, pixels: np.ndarray, errors: np.ndarray, steps: np.ndarray, limit: float | None
+) -> dict[str, Any]:
+    """Pictures of some steps and their scale."""
+    scale = Scale.of(errors[steps], limit)
+    worst = steps[np.argsort(-errors[steps].max((1, 2)), kind="stable")]
+    return {
+        "steps": [_map(step, capture, pixels, errors[step], scale) for step in sorted(map(int, worst[:MOST_MAPS]))],
+        "total": len(steps),
+        "bar": data_uri(scale.bar(), lossless=True),
+        "ticks": scale.ticks(),
+        "mark": None if limit is None else scale.position(limit),
+    }
 
 
 def _map(step: int, capture: Capture, pixels: np.ndarray, errors: np.ndarray, scale: Scale) -> dict[str, Any]:
@@ -102,46 +85,27 @@ def _map(step: int, capture: Capture, pixels: np.ndarray, errors: np.ndarray, sc
         "median": float(np.median(errors)),
         "row": row,
         "column": column,
-        "above": int((errors > scale.threshold).sum()),
+        "above": int(scale.warns(errors).sum()),
     }
 
 
-def _stale(file: str, graph: GraphFidelity | None, errors: np.ndarray) -> str:
-    """Why the measured figures are not those of this graph and clip; empty when they are."""
-    if graph is None:
-        return ""
-    if len(graph.steps) != len(errors):
-        return f"fidelity.json has {len(graph.steps)} steps of {file}, the clip has {len(errors)}."
-    lowest = 1 - errors.max((1, 2))
-    if all(abs(step.min_token_cosine - value) <= SAME_RUN for step, value in zip(graph.steps, lowest, strict=True)):
-        return ""
-    return f"{file} now gives other cosines than fidelity.json: the graph or the clip has changed since."
-
-
-def calibration_sheet(workdir: Path, command: str) -> Part[dict[str, Any]]:
+def calibration_sheet(directory: Path, manifest: Manifest) -> dict[str, Any]:
     """The calibration set, every sample turned back into the first of its frames."""
-    directory = workdir / CALIB
-    part = read_part(directory / CALIB_MANIFEST, Manifest, command, f"{CALIB}/{CALIB_MANIFEST}")
-    if part.value is None:
-        return part
-    samples = list(_samples(directory, part.value))
-    return Part(
-        {
-            "format": part.value.format,
-            "size": part.value.size,
-            "near": part.value.nearly_identical,
-            "samples": samples,
-            "unreadable": sum(bool(sample["problem"]) for sample in samples),
-            "most": MOST_SAMPLES,
-        }
-    )
+    samples = list(_samples(directory, manifest))
+    return {
+        "format": manifest.format,
+        "size": manifest.size,
+        "near": manifest.nearly_identical,
+        "samples": samples,
+        "unreadable": sum(bool(sample["problem"]) for sample in samples),
+        "most": MOST_SAMPLES,
+    }
 
 
 def _samples(directory: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:
     for number, sample in enumerate(manifest.samples):
-        short = Path(sample.source[0].replace("\\", "/")).name if sample.source else sample.file
         entry = {
-            "short": short,
+            "short": Path(sample.source[0]).name,
             "file": sample.file,
             "source": ", ".join(dict.fromkeys(sample.source)),
             "frames": sample.frames,
@@ -165,13 +129,11 @@ def read_sample(directory: Path, sample: Sample) -> np.ndarray:
         ValueError: it is no sample of this graph: another shape or dtype, or values that are no pixels.
         OSError: it does not open.
     """
-    if Path(sample.file).name != sample.file:
-        raise InputError("names a file outside of calib/")
     path = directory / sample.file
     if path.suffix != ".npy":
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return np.asarray(picture.convert("RGB"))
-    values = np.load(path, allow_pickle=False)
+    values = np.asarray(map_array(path))
     if values.dtype != np.float32 or values.ndim != 4 or values.shape[:2] != (1, CHANNELS):
         raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, {PATCH_PIXELS})")
     pixels = values[0].transpose(1, 2, 0)

@@ -1,8 +1,8 @@
 """`report.html`: what a work directory holds, on one self-contained page.
 
-Nothing is trusted that can be computed again: thresholds are applied anew to the figures, the patch images are
-turned back, and the graph runs once more for the error map. A part that is absent or unreadable says so and
-names the command that makes it.
+No model runs for it. What is cheap to compute again is not trusted: thresholds are applied anew to the figures, and
+the patch images are turned back. A part that is absent, unreadable or of another run says so and names the command
+that makes it.
 """
 
 import re
@@ -16,31 +16,35 @@ import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE, frame_to_array, unpatchify
 from qwen_vl_axera import progress
+from qwen_vl_axera.calibration.manifest import read_manifest
+from qwen_vl_axera.chain.record import read_steps
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import AXMODEL_FIDELITY, CAPTURE, FIDELITY, LEFT_TO_DO, PREFLIGHT, STEPS
+from qwen_vl_axera.contract import (
+    AXMODEL_FIDELITY,
+    CALIB,
+    CALIB_MANIFEST,
+    CAPTURE,
+    FIDELITY,
+    LEFT_TO_DO,
+    PREFLIGHT,
+    STEPS,
+)
+from qwen_vl_axera.doors import check_file, check_output
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.fidelity.record import read_axmodel_fidelity, read_fidelity
 from qwen_vl_axera.files import atomic_write
-from qwen_vl_axera.oracle.record import Capture, read_pixels
-from qwen_vl_axera.report import inputs
+from qwen_vl_axera.oracle.record import Capture, read_capture, read_pixels
+from qwen_vl_axera.preflight.checks import read_outcome
 from qwen_vl_axera.report.figures import calibration_sheet, error_maps
-from qwen_vl_axera.report.inputs import Part, read_part, read_text, shell_line
+from qwen_vl_axera.report.parts import Part, read_part, read_text, shell_line
 from qwen_vl_axera.report.pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
+from qwen_vl_axera.report.verdict import Finding, findings, worst
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MOST_FRAMES = 64  # shown; a report stays a page that a phone can open
-ORDER = ("ok", "warning", "failed")
 
 # Control characters break a page; bidirectional overrides let a file name pass for another.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A line of the verdict: "ok", "warning" or "failed", what was found, and the section that shows it."""
-
-    status: str
-    text: str
-    anchor: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
     """
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; run run_video_by_sec.py first")
-    if preflight is not None and not preflight.is_file():
-        raise InputError(f"--preflight {preflight}: no such file")
+    if preflight is not None:
+        check_file(preflight)
+    check_output(output)  # before the work, not after it
     context = gather(checkpoint, workdir, preflight or workdir / PREFLIGHT)
     page = render(context)
     with atomic_write(output, "w") as file:
@@ -112,40 +117,44 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
     clip = read_clip(checkpoint, workdir, commands)
     if clip.value:
         commands = Commands(checkpoint.directory, workdir, tuple(clip.value[0].source))
-    fidelity = read_part(workdir / FIDELITY, inputs.Fidelity, verify)
+    fidelity = read_part(read_fidelity, workdir / FIDELITY, verify)
+    calibrate = commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
+    calib = workdir / CALIB
+    manifest = read_part(
+        lambda path: read_manifest(path.parent), calib / CALIB_MANIFEST, calibrate, f"{CALIB}/{CALIB_MANIFEST}"
+    )
+    unseen = next((part for part in (clip, fidelity) if part.value is None), None)
+    compiled = f"PULSAR2=docker:IMAGE {commands.pipeline}"
     parts = {
         "clip": clip,
         "patches": clip if clip.value is None else Part(patch_image(*clip.value)),
         "fidelity": fidelity,
-        "maps": clip
-        if clip.value is None
-        else error_maps(checkpoint.name, workdir, *clip.value, fidelity.value, verify),
-        "axmodel": read_part(workdir / AXMODEL_FIDELITY, inputs.Fidelity, f"PULSAR2=docker:IMAGE {commands.pipeline}"),
-        "calibration": calibration_sheet(
-            workdir, commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
-        ),
-        "checks": read_part(preflight, inputs.Preflight, commands.python("preflight.py")),
-        "steps": read_part(workdir / STEPS, list[inputs.StepCost], commands.pipeline),
-        "build": read_text(workdir / LEFT_TO_DO, commands.pipeline),
+        "maps": unseen or error_maps(workdir, *clip.value, fidelity.value, verify),
+        "axmodel": read_part(read_axmodel_fidelity, workdir / AXMODEL_FIDELITY, compiled),
+        "calibration": manifest if manifest.value is None else Part(calibration_sheet(calib, manifest.value)),
+        "checks": read_part(read_outcome, preflight, commands.python("preflight.py")),
+        "steps": read_part(read_steps, workdir / STEPS, commands.pipeline),
+        "build": read_part(read_text, workdir / LEFT_TO_DO, commands.pipeline),
     }
-    findings = sorted(judge(parts), key=lambda finding: -ORDER.index(finding.status))
+    found = findings(parts)
     return parts | {
         "name": checkpoint.name,
         "vision": checkpoint.config.vision,
         "text_model": checkpoint.config.text,
         "text_command": f"{verify} --generate",
-        "findings": findings,
-        "verdict": max((finding.status for finding in findings), key=ORDER.index),
+        "findings": found,
+        "verdict": worst(found),
         "frames": list(frames(*clip.value)) if clip.value else [],
-        "amount": format_bytes,
+        "amount": progress.format_bytes,
         "cosine": format_cosine,
+        "shell_line": shell_line,
     }
 
 
 def read_clip(checkpoint: Checkpoint, workdir: Path, commands: Commands) -> Part[tuple[Capture, np.ndarray]]:
     """The capture and its frames, uint8 (2·T, H, W, 3), turned back from the patch images."""
     command = commands.python("run_video_by_sec.py", "--video", *commands.source)
-    part = read_part(workdir / CAPTURE, Capture, command)
+    part = read_part(lambda path: read_capture(path.parent), workdir / CAPTURE, command)
     if part.value is None:
         return part
     capture = part.value
@@ -154,8 +163,6 @@ def read_clip(checkpoint: Checkpoint, workdir: Path, commands: Commands) -> Part
         unpatchify(np.asarray(pixels[:1]), *capture.size)
     except ValueError as error:
         return Part(None, str(error), command)
-    if not capture.sample_fps > 0 or not capture.indices:
-        return Part(None, f"{CAPTURE} names no frames or no frame rate.", command)
     if capture.checkpoint != checkpoint.name:
         return Part(None, f"The clip was run through {capture.checkpoint}, not through {checkpoint.name}.", command)
     return Part((capture, pixels))
@@ -207,9 +214,8 @@ def read_source(capture: Capture, count: int) -> np.ndarray:
     from qwen_vl_axera.frames.video import VideoFile
 
     paths = [Path(path) for path in capture.source]
-    missing = next((path for path in paths if not path.exists()), None)
-    if missing or not paths:
-        raise InputError(f"The source {missing or ''} is not there any more.")
+    if missing := next((path for path in paths if not path.exists()), None):
+        raise InputError(f"The source {missing} is not there any more.")
     if capture.kind == "video":
         pictures = VideoFrames(VideoFile(paths[0]), tuple(capture.indices[:count]))
     else:
@@ -220,72 +226,9 @@ def read_source(capture: Capture, count: int) -> np.ndarray:
     return np.stack(arrays + arrays[-1:] * (count - len(arrays)))
 
 
-def judge(parts: dict[str, Part]) -> Iterator[Finding]:
-    """What there is to say about each part, in one line each."""
-    for anchor, title in (("clip", "The clip"), ("fidelity", "Fidelity"), ("calibration", "Calibration set")):
-        if parts[anchor].value is None:
-            yield Finding("warning", f"{title}: {parts[anchor].problem}", anchor)
-    if parts["checks"].value is None:
-        yield Finding("warning", f"Checks before the build: {parts['checks'].problem}", "checks")
-
-    if patches := parts["patches"].value:
-        if patches["equal"]:
-            yield Finding("ok", "The patch image, turned back, equals the source's frames byte by byte.", "patches")
-        elif patches["equal"] is None:
-            yield Finding(
-                "warning", f"The patch image has nothing to be compared with: {patches['problem']}", "patches"
-            )
-        else:
-            yield Finding("failed", "The patch image, turned back, is not what the source holds.", "patches")
-
-    for anchor, name in (("fidelity", "The ONNX graph"), ("axmodel", "The compiled model")):
-        report = parts[anchor].value
-        if report and report.holds:
-            yield Finding("ok", f"{name} keeps every threshold, on every step and token.", anchor)
-        elif report:
-            yield Finding("failed", f"{name} misses a threshold, or its text differs.", anchor)
-    if parts["axmodel"].value is None and parts["axmodel"].problem and "not there" not in parts["axmodel"].problem:
-        yield Finding("warning", f"Compiled model: {parts['axmodel'].problem}", "axmodel")
-
-    maps = parts["maps"]
-    if maps.value and maps.value["above"]:
-        yield Finding("failed", f"Run again, the graph errs on {maps.value['above']} tokens.", "maps")
-    elif maps.value and maps.value["stale"]:
-        yield Finding("warning", maps.value["stale"], "maps")
-    elif maps.value is None and parts["fidelity"].value and parts["clip"].value:
-        yield Finding("warning", f"Error map: {maps.problem}", "maps")
-
-    if sheet := parts["calibration"].value:
-        text = f"{len(sheet['samples'])} calibration samples"
-        if sheet["unreadable"]:
-            yield Finding("failed", f"{sheet['unreadable']} of {text} cannot be used.", "calibration")
-        elif sheet["near"] * 2 >= len(sheet["samples"]) > 1:
-            near = f"{sheet['near']} of {text} are nearly identical to another one"
-            yield Finding("warning", f"{near}: add other videos or pictures.", "calibration")
-        else:
-            yield Finding("ok", f"{text}, each turned back into a frame.", "calibration")
-    if checks := parts["checks"].value:
-        for status, title in (("failed", "Failed before the build"), ("warning", "Warnings before the build")):
-            names = [check.name for check in checks.checks if check.status == status]
-            if names:
-                yield Finding(status, f"{title}: {', '.join(names)}.", "checks")
-        if checks.passed and all(check.status == "ok" for check in checks.checks):
-            yield Finding("ok", f"Every check before the build is fine ({len(checks.checks)}).", "checks")
-        elif not checks.passed and all(check.status != "failed" for check in checks.checks):
-            yield Finding("failed", "The checks before the build did not pass.", "checks")
-    for step in parts["steps"].value or []:
-        if step.returncode:
-            yield Finding("failed", f"Step {step.name} ended with exit code {step.returncode}.", "timings")
-
-
 def format_cosine(value: float) -> str:
     """A cosine for people: close to one, what it lacks says more than a row of nines."""
     lack = 1 - value
     if not abs(lack) < 1e-4:
         return f"{value:.5f}"
     return "1" if abs(lack) < FLOOR else f"1 − {lack:.1e}" if lack > 0 else f"1 + {-lack:.1e}"
-
-
-def format_bytes(count: float | None) -> str:
-    """Bytes for people, or a dash for none."""
-    return "–" if count is None else progress.format_bytes(count)

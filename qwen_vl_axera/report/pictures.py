@@ -14,7 +14,7 @@ THUMBNAIL = 336  # pixels, longest side of a frame
 CONTACT = 160  # pixels, longest side of a calibration sample
 QUALITY = 86  # of lossy pictures
 PATCH_ROWS = 800  # of a patch image, the most that is shown
-FLOOR = 1e-16  # double precision: a cosine error below it cannot be told from none
+FLOOR = 1e-16  # double precision: a cosine distance below it cannot be told from none
 
 # Pale where there is next to no error, so that the frame stays visible; ever darker blue towards the threshold;
 # orange to dark red beyond it. The jump in lightness at the threshold also shows in black and white.
@@ -24,26 +24,24 @@ ABOVE = np.array([(252, 180, 70), (222, 62, 40), (116, 8, 50)], np.float64)
 
 @dataclass(frozen=True)
 class Scale:
-    """A logarithmic colour scale of cosine errors (1 - cosine), in whole decades.
+    """A logarithmic colour scale of errors, in whole decades.
 
     Attributes:
         low: exponent of ten at its beginning.
         high: exponent of ten at its end.
-        threshold: the error from which on the colours warn.
+        threshold: the error from which on the colours warn; None: they do not.
     """
 
     low: int
     high: int
-    threshold: float
+    threshold: float | None
 
     @classmethod
-    def of(cls, errors: np.ndarray, threshold: float) -> "Scale":
-        """The scale that holds all errors and the threshold, with a decade beyond it."""
-        threshold = max(threshold, FLOOR)
-        smallest = max(float(errors.min(initial=threshold)), FLOOR)
-        largest = max(float(errors.max(initial=threshold)), threshold)
-        low = min(math.floor(math.log10(smallest)), math.floor(math.log10(threshold)) - 1)
-        return cls(low, max(math.ceil(math.log10(largest)), math.ceil(math.log10(threshold)) + 1), threshold)
+    def of(cls, errors: np.ndarray, threshold: float | None = None) -> "Scale":
+        """The scale that holds all errors, and the threshold with a decade beyond it."""
+        held = np.maximum([errors.min(), errors.max(), *([threshold, 10 * threshold] if threshold else [])], FLOOR)
+        low = math.floor(math.log10(held.min()))
+        return cls(low, max(math.ceil(math.log10(held.max())), low + 1), threshold)
 
     def position(self, error: float) -> float:
         """Where an error lies: 0 at the scale's beginning, 1 at its end."""
@@ -53,10 +51,16 @@ class Scale:
     def colours(self, errors: np.ndarray) -> np.ndarray:
         """float errors of any shape -> uint8 colours of shape (..., 3)."""
         exponents = np.log10(np.maximum(errors, FLOOR))
-        limit = math.log10(self.threshold)
+        limit = self.high if self.threshold is None else math.log10(self.threshold)
         below = _ramp(BELOW, (exponents - self.low) / (limit - self.low))
+        if self.threshold is None:
+            return below.round().astype(np.uint8)
         above = _ramp(ABOVE, (exponents - limit) / (self.high - limit))
-        return np.where((errors > self.threshold)[..., None], above, below).round().astype(np.uint8)
+        return np.where(self.warns(errors)[..., None], above, below).round().astype(np.uint8)
+
+    def warns(self, errors: np.ndarray) -> np.ndarray:
+        """Which errors are above the threshold."""
+        return np.zeros(errors.shape, bool) if self.threshold is None else errors > self.threshold
 
     def bar(self, width: int = 512) -> Image.Image:
         """The scale itself, one pixel high."""
@@ -79,14 +83,14 @@ def error_map(frame: np.ndarray, errors: np.ndarray, scale: Scale) -> Image.Imag
 
     Args:
         frame: uint8 (H, W, 3).
-        errors: float (H/28, W/28), 1 - cosine of each token.
+        errors: float (H/28, W/28), one for each token.
         scale: the colours.
     """
     grey = np.asarray(ImageOps.autocontrast(Image.fromarray(frame).convert("L"), cutoff=1), np.float64) / 255
     colours = scale.colours(errors).repeat(FACTOR, 0).repeat(FACTOR, 1)
     picture = Image.fromarray((colours * (0.6 + 0.4 * grey[..., None])).round().astype(np.uint8))
     draw = ImageDraw.Draw(picture)
-    for row, column in np.argwhere(errors > scale.threshold):
+    for row, column in np.argwhere(scale.warns(errors)):
         left, top = int(column) * FACTOR, int(row) * FACTOR
         draw.line((left + 9, top + 9, left + 18, top + 18), "white", 2)
         draw.line((left + 9, top + 18, left + 18, top + 9), "white", 2)

@@ -1,12 +1,18 @@
 """config.json in its three nestings, and bad ones."""
 
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.make_checkpoint import SHAPES, hub_config
-from qwen_vl_axera.checkpoint.config import load_config
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.errors import InputError
+from tests.anything import anything
 
 
 def load(tmp_path, config):
@@ -74,3 +80,14 @@ def vision(**fields):
 def test_bad_configs(tmp_path, config, words):
     with pytest.raises(InputError, match=words):
         load(tmp_path, config)
+
+
+@given(st.data())
+def test_config_json_is_read_or_refused(data):
+    """Whatever one field holds: a configuration or an InputError, never another exception."""
+    config = hub_config("3B")
+    section = data.draw(st.sampled_from([config, config["vision_config"]]))
+    section[data.draw(st.sampled_from(sorted(section)))] = data.draw(anything)
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(InputError):
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        assert isinstance(load_config(directory), ModelConfig)

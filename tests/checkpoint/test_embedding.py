@@ -2,16 +2,21 @@
 
 import json
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import extract_embedding as script
 from qwen_vl_axera.checkpoint.embedding import PIECE, extract_embedding, to_bfloat16
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import EMBEDDING, EMBEDDING_FILES
+from tests.conftest import run_main
 from tests.tiny import make_tiny
+
+run = partial(run_main, script.main)
 
 ROWS, COLUMNS = 512, 48
 
@@ -33,24 +38,24 @@ def make(tmp_path):
     return replaced
 
 
-def test_bfloat16_is_copied_bit_for_bit(tiny_dir, tmp_path, run_script):
+def test_bfloat16_is_copied_bit_for_bit(tiny_dir, tmp_path, capsys):
     (shard,) = tiny_dir.glob("*.safetensors")
     expected = load_file(shard)[EMBEDDING]
     out = tmp_path / "out 出"
-    done = run_script("extract_embedding.py", tiny_dir, out)
-    assert done.returncode == 0, done.stderr
-    assert f"{ROWS} x {COLUMNS}" in done.stdout
+    code, shown, err = run(capsys, tiny_dir, out)
+    assert code == 0, err
+    assert f"{ROWS} x {COLUMNS}" in shown
     assert [path.name for path in out.iterdir()] == ["model.embed_tokens.weight.bfloat16.bin"]
     data = (out / EMBEDDING_FILES["bfloat16"]).read_bytes()
     assert len(data) == 2 * ROWS * COLUMNS
     assert data == expected.view(torch.int16).numpy().astype("<i2").tobytes()
 
 
-def test_float32_and_npy_hold_the_same_values(tiny_dir, tmp_path, run_script):
+def test_float32_and_npy_hold_the_same_values(tiny_dir, tmp_path, capsys):
     (shard,) = tiny_dir.glob("*.safetensors")
     expected = load_file(shard)[EMBEDDING].float().numpy()
     for format in ("float32", "npy"):
-        assert run_script("extract_embedding.py", tiny_dir, tmp_path, "--format", format).returncode == 0
+        assert run(capsys, tiny_dir, tmp_path, "--format", format)[0] == 0
     raw = np.fromfile(tmp_path / "model.embed_tokens.weight.float32.bin", "<f4").reshape(ROWS, COLUMNS)
     array = np.load(tmp_path / "model.embed_tokens.weight.npy", allow_pickle=False)
     assert array.dtype == np.float32
@@ -59,13 +64,13 @@ def test_float32_and_npy_hold_the_same_values(tiny_dir, tmp_path, run_script):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_wider_types_are_rounded_to_nearest_even(make, tmp_path, run_script, dtype):
+def test_wider_types_are_rounded_to_nearest_even(make, tmp_path, capsys, dtype):
     values = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(3)).to(dtype)
     # Exact halves between two bfloat16 values, on both sides of an even one; and subnormal numbers.
     values[0, :4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 6e-8])
-    done = run_script("extract_embedding.py", make(values), tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "nearest even" in done.stdout
+    code, shown, err = run(capsys, make(values), tmp_path / "out")
+    assert code == 0, err
+    assert "nearest even" in shown
     written = np.fromfile(tmp_path / "out" / EMBEDDING_FILES["bfloat16"], "<i2").reshape(ROWS, COLUMNS)
     np.testing.assert_array_equal(written, values.bfloat16().view(torch.int16).numpy())
     extract_embedding(Checkpoint(tmp_path / "tiny"), tmp_path / "out", "float32")
@@ -108,16 +113,16 @@ def test_every_known_name(make, tmp_path, name):
     assert path.read_bytes() == values.view(torch.int16).numpy().tobytes()
 
 
-def test_a_missing_key_lists_the_closest(make, tmp_path, run_script):
+def test_a_missing_key_lists_the_closest(make, tmp_path, capsys):
     values = torch.zeros(ROWS, COLUMNS, dtype=torch.bfloat16)
-    done = run_script("extract_embedding.py", make(values, "model.embeds_token.weight"), tmp_path / "out")
-    assert_refused(done, tmp_path / "out", "model.embeds_token.weight")
+    result = run(capsys, make(values, "model.embeds_token.weight"), tmp_path / "out")
+    assert_refused(result, tmp_path / "out", "model.embeds_token.weight")
 
 
-def test_another_shape_than_config(make, tmp_path, run_script):
+def test_another_shape_than_config(make, tmp_path, capsys):
     values = torch.zeros(ROWS - 1, COLUMNS, dtype=torch.bfloat16)
-    done = run_script("extract_embedding.py", make(values), tmp_path / "out")
-    assert_refused(done, tmp_path / "out", "[511, 48]", "[512, 48]")
+    result = run(capsys, make(values), tmp_path / "out")
+    assert_refused(result, tmp_path / "out", "[511, 48]", "[512, 48]")
 
 
 @pytest.mark.parametrize(
@@ -130,42 +135,42 @@ def test_another_shape_than_config(make, tmp_path, run_script):
         (torch.float32, 3.4e38),  # finite, but beyond bfloat16
     ],
 )
-def test_values_that_are_not_finite(make, tmp_path, run_script, dtype, bad):
+def test_values_that_are_not_finite(make, tmp_path, capsys, dtype, bad):
     values = torch.zeros(ROWS, COLUMNS, dtype=dtype)
     values[400, 7] = bad
-    done = run_script("extract_embedding.py", make(values), tmp_path / "out")
-    assert_refused(done, tmp_path / "out", "NaN")
+    result = run(capsys, make(values), tmp_path / "out")
+    assert_refused(result, tmp_path / "out", "NaN")
 
 
-def test_integers_are_refused(make, tmp_path, run_script):
-    done = run_script("extract_embedding.py", make(torch.zeros(ROWS, COLUMNS, dtype=torch.int8)), tmp_path / "out")
-    assert_refused(done, tmp_path / "out", "I8")
+def test_integers_are_refused(make, tmp_path, capsys):
+    result = run(capsys, make(torch.zeros(ROWS, COLUMNS, dtype=torch.int8)), tmp_path / "out")
+    assert_refused(result, tmp_path / "out", "I8")
 
 
-def test_a_truncated_shard(tmp_path, run_script):
+def test_a_truncated_shard(tmp_path, capsys):
     directory = make_tiny(tmp_path / "tiny")
     (shard,) = directory.glob("*.safetensors")
     shard.write_bytes(shard.read_bytes()[:-1000])
-    done = run_script("extract_embedding.py", directory, tmp_path / "out")
-    assert_refused(done, tmp_path / "out", "truncated")
+    result = run(capsys, directory, tmp_path / "out")
+    assert_refused(result, tmp_path / "out", "truncated")
 
 
-def test_a_file_in_the_way_and_an_old_result_that_stays(make, tmp_path, run_script):
+def test_a_file_in_the_way_and_an_old_result_that_stays(make, tmp_path, capsys):
     values = torch.ones(ROWS, COLUMNS, dtype=torch.float32)
     values[0, 0] = float("nan")
     out = tmp_path / "out"
     out.mkdir()
     (out / EMBEDDING_FILES["bfloat16"]).write_bytes(b"old")
     directory = make(values)
-    done = run_script("extract_embedding.py", directory, out)
-    assert done.returncode == 2
+    code, _, err = run(capsys, directory, out)
+    assert code == 2
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(EMBEDDING_FILES["bfloat16"], b"old")]
-    done = run_script("extract_embedding.py", directory, directory / "config.json")
-    assert done.returncode == 2
-    assert "expected a directory" in done.stderr
+    code, _, err = run(capsys, directory, directory / "config.json")
+    assert code == 2
+    assert "expected a directory" in err
 
 
-def test_an_implausible_header(tmp_path, run_script):
+def test_an_implausible_header(tmp_path, capsys):
     directory = make_tiny(tmp_path / "tiny")
     (shard,) = directory.glob("*.safetensors")
     data = shard.read_bytes()
@@ -174,13 +179,14 @@ def test_an_implausible_header(tmp_path, run_script):
     header[EMBEDDING]["data_offsets"][1] -= 2
     text = json.dumps(header).encode().ljust(length)
     shard.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
-    assert_refused(run_script("extract_embedding.py", directory, tmp_path / "out"), tmp_path / "out", EMBEDDING)
+    assert_refused(run(capsys, directory, tmp_path / "out"), tmp_path / "out", EMBEDDING)
 
 
-def assert_refused(done, out, *words: str) -> None:
+def assert_refused(result, out, *words: str) -> None:
     """Exit code 2, one line that says why, and nothing written."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, _, err = result
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
     for word in words:
-        assert word in done.stderr
+        assert word in err
     assert not out.exists() or not any(out.iterdir())

@@ -14,7 +14,7 @@ from preprocess import flat_patches
 from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import DESCRIBE, LOCATE
-from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.chat import (
     LanguageModel,
     Prompt,
@@ -224,6 +224,18 @@ def test_features_must_fit_the_pads(talking, tower):
     prompt = build_prompt(model.tokenizer, model.config, DESCRIBE, (2, *GRID), 1.0)
     with pytest.raises(InputError, match="holds 24 video pads, there are 12 features"):
         model.generate(prompt, tower.run(patches(1), GRID), TOKENS)
+
+
+def test_logits_that_are_not_finite_are_no_answer(talking, tower):
+    model = LanguageModel(talking, "float32")
+    prompt = build_prompt(model.tokenizer, model.config, DESCRIBE, (1, *GRID), 1.0)
+    features = tower.run(patches(1), GRID)
+    with pytest.raises(CheckFailed, match="logits of token 0 are not finite"):
+        model.generate(prompt, features * np.nan, TOKENS)
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight.fill_(float("inf"))
+    with pytest.raises(CheckFailed, match="are not finite"):
+        model.generate(prompt, features, TOKENS)
 
 
 def test_the_tower_is_given_back(talking):

@@ -1,6 +1,7 @@
 """Step 3, test_onnx_video_by_sec.py, as a user runs it: the report, and what makes it fail."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -11,9 +12,10 @@ from PIL import Image
 
 import test_onnx_video_by_sec
 from qwen_vl_axera.contract import DESCRIBE, LOCATE
-from qwen_vl_axera.fidelity import gate as verification
+from qwen_vl_axera.fidelity import gate, text
 from qwen_vl_axera.fidelity.chat import LanguageModel, Token
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, text_table
+from qwen_vl_axera.fidelity.tables import text_table
+from qwen_vl_axera.fidelity.truth import THRESHOLDS
 from qwen_vl_axera.oracle.record import read_capture, read_oracle
 from tests.conftest import run_main
 from tests.talking import capture_and_export, make_talking, names
@@ -80,9 +82,14 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
         assert len(graph["steps"]) == STEPS
         for figures in graph["steps"]:
             assert set(figures) >= FIGURES
-            assert all(isinstance(value, float) for value in figures.values())
+            assert all(isinstance(figures[name], float) for name in FIGURES)
             assert figures["min_token_cosine"] >= 0.99999
             assert 0 < figures["mean_abs"] <= figures["max_abs"] < 1e-3
+            assert ("exact" in figures) != ("bound" in figures)
+        assert sum("exact" in figures for figures in graph["steps"]) == 2
+        for exact in (graph["exact"], *(figures["exact"] for figures in graph["steps"] if "exact" in figures)):
+            assert exact["ratio"] == pytest.approx(exact["graph_error"] / exact["reference_error"])
+            assert 0.2 < exact["ratio"] < THRESHOLDS["error_ratio"]
     assert [entry["prompt"] for entry in report["text"]] == [DESCRIBE, LOCATE]
     for entry in report["text"]:
         assert set(entry) == {"prompt", "reference", "onnx", "tokens", "equal"}
@@ -93,7 +100,7 @@ def test_report_and_text(run_script, talking, exported, tmp_path):
     assert report["text"][0]["reference"] != report["text"][1]["reference"]
     assert done.stdout.endswith("passed\n")
     assert done.stdout.count("equal, 10 tokens") == 2
-    assert names(workdir) == names(exported) | {"fidelity.json"}
+    assert names(workdir) == names(exported) | {"fidelity.json", "fidelity_tokens.npz"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -105,7 +112,7 @@ def test_text_is_the_language_models(capsys, talking, workdir, dtype):
     capture = read_capture(workdir)
     features = np.array(read_oracle(workdir, capture)).reshape(-1, 48)
     model = LanguageModel(talking, dtype)
-    (expected,) = verification.check_text(model, capture, ["Describe this video."], features, features, 6)
+    (expected,) = text.check_text(model, capture, ["Describe this video."], features, features, 6)
     assert entry["reference"] == expected["reference"]
     assert (code, entry["equal"]) in ((0, True), (1, False))
     if dtype == "float32":  # bf16 may round the last digit of two features differently
@@ -156,6 +163,97 @@ def test_a_damaged_weight_fails_both_graphs(capsys, talking, workdir, damage):
     assert [graph["passed"] for graph in report["graphs"]] == [False, False]
 
 
+def test_where_the_error_starts_is_said_and_what_differs_is_named(capsys, talking, workdir):
+    rewrite_weight(workdir, "blocks.1.mlp.down_proj.weight", negated_largest)
+    _, out, _ = run(capsys, talking, "--workdir", workdir)
+    first, named = read_report(workdir / "fidelity.json")["graphs"][0]["problems"]
+    assert re.fullmatch(r"the error is \S+ times transformers' own \(at most 5\), first seen in block 1", first)
+    assert named.startswith("weight blocks.1.mlp.down_proj.weight: 1 of 6144 values differ, by up to ")
+    assert f"tiny_vision.onnx: {first}\n" in out
+    assert f"tiny_vision.onnx: {named}\n" in out
+
+
+def test_a_small_mistake_is_named_though_the_numbers_pass(capsys, talking, workdir):
+    def a_little(values):
+        return values + np.float32(1e-8)
+
+    rewrite_weight(workdir, "blocks.3.mlp.down_proj.bias", a_little)
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    for graph in read_report(workdir / "fidelity.json")["graphs"]:
+        (problem,) = graph["problems"]
+        assert problem.startswith("weight blocks.3.mlp.down_proj.bias: ")
+        assert all(figures["passed"] for figures in graph["steps"])
+    assert code == 1
+
+
+def test_a_step_without_an_exact_answer_is_computed_when_it_looks_wrong(capsys, talking, workdir):
+    """One step of three is changed in the oracle: it has no exact answer yet, gets one, and that decides."""
+    capture = read_capture(workdir)
+    (other,) = set(range(STEPS)) - set(capture.exact_steps)
+    oracle = np.load(workdir / "vit_out.npy").reshape(STEPS, -1, 48)
+    oracle[other] *= np.float32(1 + 1e-4)
+    np.save(workdir / "vit_out.npy", oracle.reshape(-1, 48))
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    graph = read_report(workdir / "fidelity.json")["graphs"][0]
+    figures = graph["steps"][other]
+    assert figures["bound"]["distance"] > figures["bound"]["limit"]
+    assert figures["exact"]["ratio"] < 0.1  # transformers' answer is the one that is wrong here
+    assert (code, graph["problems"]) == (0, [])
+
+
+def test_errors_of_each_token(capsys, talking, workdir):
+    code, _, _ = run(capsys, talking, "--workdir", workdir)
+    first = (workdir / "fidelity_tokens.npz").read_bytes()
+    report, capture = read_report(workdir / "fidelity.json"), read_capture(workdir)
+    with np.load(workdir / "fidelity_tokens.npz", allow_pickle=False) as maps:
+        assert set(maps) == {
+            f"{name}/{kind}"
+            for name in ("tiny_vision.onnx", "tiny_vision_uint8.onnx")
+            for kind in ("cosine_distance", "error_ratio")
+        }
+        for graph in report["graphs"]:
+            distance, ratios = (maps[f"{graph['file']}/{kind}"] for kind in ("cosine_distance", "error_ratio"))
+            assert distance.shape == ratios.shape == (STEPS, SIZE[0] // 28, SIZE[1] // 28)
+            assert distance.dtype == ratios.dtype == np.float64
+            assert (distance >= 0).all()
+            for step, figures in enumerate(graph["steps"]):
+                assert 1 - distance[step].max() == pytest.approx(figures["min_token_cosine"], abs=1e-12)
+            known = [step for step in range(STEPS) if not np.isnan(ratios[step]).any()]
+            assert known == capture.exact_steps
+            assert ratios[known].max() == pytest.approx(graph["exact"]["token_ratio"])
+    assert run(capsys, talking, "--workdir", workdir)[0] == code == 0
+    assert (workdir / "fidelity_tokens.npz").read_bytes() == first
+
+
+def test_a_run_that_ends_badly_leaves_no_verdict(capsys, talking, workdir):
+    assert run(capsys, talking, "--workdir", workdir)[0] == 0
+    (workdir / "vit_exact.npy").unlink()
+    refused(run(capsys, talking, "--workdir", workdir), "vit_exact.npy is missing: run run_video_by_sec.py first")
+    assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
+
+
+@pytest.mark.parametrize("name", ["vit_out.npy", "vit_exact.npy"])
+def test_an_oracle_that_is_not_finite_is_no_oracle(capsys, talking, workdir, name):
+    np.save(workdir / name, np.load(workdir / name) * np.nan)
+    refused(run(capsys, talking, "--workdir", workdir), f"{name} holds NaN or infinite values")
+
+
+def test_an_exact_answer_of_another_clip(capsys, talking, workdir):
+    np.save(workdir / "vit_exact.npy", np.load(workdir / "vit_exact.npy")[::-1])
+    refused(run(capsys, talking, "--workdir", workdir), "the exact answer is not this clip's")
+
+
+def test_a_graph_of_an_older_export_is_named(capsys, talking, workdir):
+    """Only a name differs, the numbers are the same."""
+    path = workdir / "tiny_vision.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[3].name = "another"
+    onnx.save(model, path)
+    assert run(capsys, talking, "--workdir", workdir, "--onnx", path)[0] == 1
+    ((problem,),) = (graph["problems"] for graph in read_report(workdir / "fidelity.json")["graphs"])
+    assert "name another, expected name " in problem
+
+
 def test_damage_in_one_graph_file_only(capsys, talking, workdir):
     """Only the uint8 graph gives two tokens in each other's place: the other passes, the run does not."""
     path = workdir / "tiny_vision_uint8.onnx"
@@ -175,7 +273,8 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
     graph = workdir / "tiny_vision_uint8.onnx"
     assert run(capsys, talking, "--workdir", workdir, "--onnx", graph, "--report", other)[0] == 0
     assert [entry["file"] for entry in read_report(other)["graphs"]] == [graph.name]
-    assert "fidelity.json" not in names(workdir)
+    assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
+    assert (tmp_path / "fidelity_tokens.npz").is_file()
 
 
 def test_another_clip(capsys, talking, workdir, exported, tmp_path):
@@ -194,13 +293,13 @@ def test_another_clip(capsys, talking, workdir, exported, tmp_path):
 
 
 def test_a_text_that_differs_fails_though_the_numbers_pass(capsys, talking, workdir, monkeypatch):
-    original = verification.check_graph
+    original = gate.judge_answers
 
-    def perturbed(path, pixels, oracle):
-        entry, tokens = original(path, pixels, oracle)
-        return entry, tokens[::-1].copy()
+    def perturbed(graph, judge):
+        original(graph, judge)
+        graph.tokens = graph.tokens[:, ::-1].copy()
 
-    monkeypatch.setattr(verification, "check_graph", perturbed)
+    monkeypatch.setattr(gate, "judge_answers", perturbed)
     flags = ("--generate", "--dtype", "float32", "--max-new-tokens", 10)
     code, out, _ = run(capsys, talking, "--workdir", workdir, *flags)
     report = read_report(workdir / "fidelity.json")
@@ -220,11 +319,11 @@ def test_the_first_difference_is_the_first(talking):
     model = LanguageModel(talking, "float32")
     red, blue, end = (model.tokenizer(text)["input_ids"][0] for text in ("red", "blue", "<|im_end|>"))
     reference = [Token(red, 0.9), Token(red, 0.8), Token(end, 0.7)]
-    entry = verification.text_entry(model, "q", reference, [Token(red, 0.9), Token(blue, 0.6), Token(end, 0.7)])
+    entry = text.text_entry(model, "q", reference, [Token(red, 0.9), Token(blue, 0.6), Token(end, 0.7)])
     assert entry["first_difference"]["token"] == 1
     assert entry["first_difference"]["reference"]["probability"] == 0.8
     assert entry["first_difference"]["onnx"]["probability"] == 0.6
-    shorter = verification.text_entry(model, "q", reference, reference[:2])
+    shorter = text.text_entry(model, "q", reference, reference[:2])
     assert shorter["equal"] is False
     assert set(shorter["first_difference"]) == {"token", "reference"}
     assert "p 0.700" in text_table([shorter])

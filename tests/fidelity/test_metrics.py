@@ -1,10 +1,22 @@
-"""Error metrics against numpy and torch, thresholds, and what the screen shows."""
+"""Error metrics against numpy and torch, and thresholds."""
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, graph_report, table, text_table, within
+from qwen_vl_axera.fidelity.metrics import (
+    THRESHOLDS,
+    WORST,
+    compare,
+    graph_report,
+    rms,
+    token_cosine_distances,
+    token_cosines,
+    token_rms,
+    within,
+)
 
 
 def tokens(seed: int, shape=(30, 48)) -> np.ndarray:
@@ -53,9 +65,10 @@ def test_one_bad_token_among_many_shows_in_the_lowest_cosine_only():
 def test_not_a_number_fails(value):
     actual = tokens(1)
     actual[3, 4] = value
-    figures = compare(tokens(1), actual)
-    assert all(np.isfinite(list(figures.values())))  # fidelity.json is strict JSON
-    assert not within(figures, THRESHOLDS)
+    for figures in (compare(tokens(1), actual), compare(actual, tokens(1)), compare(actual, actual)):
+        assert all(np.isfinite(list(figures.values())))  # fidelity.json is strict JSON
+        assert not within(figures, THRESHOLDS)
+        assert figures["max_abs"] == WORST
 
 
 def test_zero_vectors():
@@ -99,25 +112,30 @@ def test_one_failing_step_fails_the_graph():
     assert graph_report("a.onnx", [], THRESHOLDS)["passed"] is False
 
 
-def test_the_table_has_a_row_per_step():
-    good, bad = compare(tokens(1), tokens(1)), compare(tokens(1), tokens(2))
-    graphs = [graph_report("a.onnx", [good, bad], THRESHOLDS), graph_report("b.onnx", [good], THRESHOLDS)]
-    head, *rows, limits = table({"graphs": graphs, "thresholds": THRESHOLDS}).splitlines()
-    assert "lowest token" in head
-    assert [row.split()[0] for row in rows] == ["a.onnx", "a.onnx", "b.onnx"]
-    assert [row.split()[-1] for row in rows] == ["ok", "FAILED", "ok"]
-    assert "min_token_cosine ≥ 0.99999" in limits
-    assert "max_abs_relative ≤ 2e-05" in limits
+def test_root_mean_squares():
+    errors = tokens(3, (2, 5, 48))
+    assert rms(errors) == pytest.approx(float(torch.from_numpy(errors).double().square().mean().sqrt()), rel=1e-12)
+    assert token_rms(errors).shape == (2, 5)
+    assert token_rms(errors)[1, 3] == pytest.approx(rms(errors[1, 3]), rel=1e-12)
 
 
-def test_the_first_difference_is_shown_with_both_probabilities():
-    entry = {"prompt": "q?", "reference": "red", "onnx": "blue", "tokens": 3, "equal": False}
-    sides = {"reference": {"text": "red", "probability": 0.5}, "onnx": {"text": "blue", "probability": 0.25}}
-    shown = text_table([entry | {"first_difference": {"token": 1} | sides}])
-    assert "DIFFERENT" in shown
-    assert "token 1" in shown
-    assert "'red' (p 0.500)" in shown
-    assert "'blue' (p 0.250)" in shown
-    same = text_table([entry | {"equal": True, "onnx": "red"}])
-    assert "equal, 3 tokens" in same
-    assert "difference" not in same
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(1e-3, 1e3))
+def test_a_perfect_copy_has_no_error_and_a_scaled_one_its_own(tokens, channels, scale):
+    values = np.random.default_rng(tokens * channels).normal(size=(tokens, channels)).astype(np.float32)
+    assert compare(values, values)["max_abs"] == 0
+    figures = compare(values, (values * np.float32(scale)).astype(np.float32))
+    assert figures["min_token_cosine"] > 0.999999
+    assert abs(figures["max_abs_relative"] - abs(scale - 1)) < 1e-3 * (1 + scale)
+
+
+def test_a_token_cosine_distance_is_exact_where_the_cosine_rounds_to_one():
+    reference = tokens(1).astype(np.float64)
+    actual = reference + 1e-9 * tokens(2)
+    across = actual - reference * ((actual * reference).sum(-1) / np.square(reference).sum(-1))[:, None]
+    expected = np.square(across).sum(-1) / np.square(reference).sum(-1) / 2  # 1 - cos of a small angle
+    np.testing.assert_allclose(token_cosine_distances(reference, actual), expected, rtol=1e-5)
+    far = tokens(1), tokens(2)
+    np.testing.assert_allclose(token_cosine_distances(*far), 1 - token_cosines(*far), rtol=1e-5)
+    assert token_cosine_distances(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [0]
+    assert token_cosine_distances(np.zeros((1, 4)), np.ones((1, 4))).tolist() == [1]
+    assert token_cosine_distances(np.full((1, 4), np.nan), np.ones((1, 4))).tolist() == [2]

@@ -73,13 +73,12 @@ def test_the_documented_command(run_script, captured, tiny_dir, workdir):
     assert (workdir / "tiny_vision.onnx").stat().st_size < 200_000  # the weights lie apart
 
 
-def test_paths_that_careless_scripts_stumble_over(run_script, tiny, tiny_dir, tmp_path):
+def test_paths_that_careless_scripts_stumble_over(capsys, monkeypatch, tiny, tiny_dir, tmp_path):
     checkpoint = shutil.copytree(tiny_dir, tmp_path / HOSTILE)
-    done = run_script(
-        *("export.py", f"./{HOSTILE}/", "video", "--size", "56", "84", "--workdir", f"./{HOSTILE}/new work"),
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--size", 56, 84, "--workdir", f"./{HOSTILE}/new work")
+    code, _, error = run(capsys, f"./{HOSTILE}/", "video", *flags)
+    assert (code, error) == (0, "")
     made = checkpoint / "new work"
     assert names(made) == {name.replace("tiny", HOSTILE) for name in GRAPHS}
     assert_is_transformers_tower(tiny, made / f"{HOSTILE}_vision_uint8.onnx")
@@ -161,10 +160,10 @@ def test_bad_flags(capsys, tiny_dir, workdir, flags, words):
     assert contents(workdir) == before
 
 
-def test_without_the_step_before(run_script, tiny_dir, tmp_path):
-    done = run_script("export.py", tiny_dir, "video", "--workdir", tmp_path)
-    refused((done.returncode, done.stdout, done.stderr), "run run_video_by_sec.py CKPT --video PATH first")
-    assert "--size" in done.stderr
+def test_without_the_step_before(capsys, tiny_dir, tmp_path):
+    result = run(capsys, tiny_dir, "video", "--workdir", tmp_path)
+    refused(result, "run run_video_by_sec.py CKPT --video PATH first")
+    assert "--size" in result[2]
     assert names(tmp_path) == set()
 
 

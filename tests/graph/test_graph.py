@@ -3,21 +3,28 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from preprocess import MEAN, STD
 from qwen_vl_axera import contract
-from qwen_vl_axera.contract import GraphSpec
-from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, within
 from qwen_vl_axera.fidelity.runtime import OnnxTower
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.graph.files import read_metadata
-from qwen_vl_axera.graph.operators import lint, statistics
-from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 from qwen_vl_axera.towers.qwen2_5_vl import module as vision
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import SIZES
+from tests.towers.original import random_patches
+
+# As exported by default, every size; in the other forms, one with three sizes of windows and one with four.
+CASES = [(size, "grouped", "pixels") for size in SIZES]
+CASES += [
+    (size, window_mode, input)
+    for size in ((308, 308), (140, 252))
+    for window_mode in contract.WINDOW_MODES
+    for input in contract.INPUTS
+    if (window_mode, input) != ("grouped", "pixels")
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +32,9 @@ def reference(tiny) -> ReferenceTower:
     return ReferenceTower(tiny, tiny.config.vision)
 
 
-def random_patches(size, steps=1):
-    random = np.random.default_rng(sum(size))
-    return random.integers(0, 256, (steps, size[0] * size[1] // 196, 392, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize("input", contract.INPUTS)
-@pytest.mark.parametrize("window_mode", contract.WINDOW_MODES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "window_mode", "input"), CASES, ids=[f"{h}x{w}-{mode}-{input}" for (h, w), mode, input in CASES]
+)
 def test_every_graph_is_transformers_tower(tiny, reference, tmp_path, size, window_mode, input):
     patches = random_patches(size)
     expected = reference.run(patches, (size[0] // 14, size[1] // 14))
@@ -125,114 +127,6 @@ def test_same_bytes_again(tiny, tmp_path):
         export_vision(tiny, tmp_path / name, sizes=[(140, 252)])
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
-
-
-def test_numbers_of_nodes(tiny, tmp_path):
-    """Grouped windows of one size need fewer nodes than a mask; no node may creep in unnoticed."""
-    grouped = export_vision(tiny, tmp_path, sizes=[(448, 448)])[0].statistics
-    dense = export_vision(tiny, tmp_path, sizes=[(448, 448)], window_mode="dense")[0].statistics
-    assert grouped["nodes"] < dense["nodes"]
-    per_block = 6 + 3 + 2 + 8 + 3 + 3 + 3 + 2 + 1 + 1 + 6 + 2 + 2 + 1 + 1 + 1
-    assert grouped["nodes"] == 4 * per_block + 5 + 6 + 1 + 1 + 5 + 1 + 1
-
-
-# --- the linter: each rule is shown to bite ---
-
-
-def tiny_model(*nodes, initializers=(), shape=(1, 4), output=(1, 4), opset=17, values=()):
-    return helper.make_model(
-        helper.make_graph(
-            list(nodes),
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in initializers],
-            value_info=list(values),
-        ),
-        opset_imports=[helper.make_operatorsetid("", opset)],
-    )
-
-
-def test_a_good_graph_passes_the_linter():
-    assert lint(tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="sqrt"))) == []
-
-
-ONES = np.ones((1, 4), np.float32)
-BAD = {
-    "operator list": tiny_model(helper.make_node("Einsum", ["x"], ["y"], name="bad", equation="ij->ij")),
-    "reported broken": tiny_model(helper.make_node("Squeeze", ["x"], ["y"], name="bad")),
-    "indices must": tiny_model(
-        helper.make_node("Gather", ["x", "i"], ["y"], name="bad"),
-        initializers=[("i", np.zeros((1, 1), np.int64))],
-    ),
-    "exponent must": tiny_model(helper.make_node("Pow", ["x", "x"], ["y"], name="bad")),
-    "alpha and beta": tiny_model(
-        helper.make_node("Gemm", ["x", "w"], ["y"], name="bad", alpha=0.5),
-        initializers=[("w", np.eye(4, dtype=np.float32))],
-    ),
-    "casts only": tiny_model(helper.make_node("Cast", ["x"], ["y"], name="bad", to=TensorProto.FLOAT16)),
-    "axes must": tiny_model(helper.make_node("ReduceMean", ["x"], ["y"], name="bad")),
-    "exactly 1.0": tiny_model(helper.make_node("Mul", ["x", "one"], ["y"], name="bad"), initializers=[("one", ONES)]),
-    "should have been folded": tiny_model(
-        helper.make_node("Sqrt", ["one"], ["y"], name="bad"), initializers=[("one", ONES)]
-    ),
-    "infinite or NaN": tiny_model(
-        helper.make_node("Add", ["x", "m"], ["y"], name="bad"), initializers=[("m", ONES * -np.inf)]
-    ),
-    "breaks the board": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="a/bad")),
-    "must be unique": tiny_model(helper.make_node("Sqrt", ["x"], ["y"])),
-    "opset 11": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), opset=11),
-    "no static shape": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=("n", 4)),
-    "rank 5": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=(1, 1, 1, 1, 4)),
-    "rank 0 crashes": tiny_model(helper.make_node("Sqrt", ["x"], ["y"], name="bad"), output=()),
-    "has no shape": tiny_model(
-        helper.make_node("Sqrt", ["x"], ["hidden"], name="bad"),
-        helper.make_node("Sqrt", ["hidden"], ["y"], name="b"),
-    ),
-}
-
-
-@pytest.mark.parametrize("message", BAD)
-def test_the_linter_refuses(message):
-    problems = lint(BAD[message])
-    assert any(message in problem for problem in problems), problems
-    named = [problem for problem in problems if message in problem]
-    assert any(word in named[0] for word in ("bad", "opset", "output y", "nodes are named")), named
-
-
-def meta_tower(tiny, size):
-    """The tower's module for a size, and where its weights will lie."""
-    config, spec = tiny.config.vision, GraphSpec("qwen2_5_vl", size)
-    module = meta_module(tiny.tower, config, tiny.tower.layout(config, size), spec)
-    return module, place_weights(tiny.tower, config, module, spec, "x.data"), spec
-
-
-def test_the_linter_guards_the_export(tiny):
-    module, data, spec = meta_tower(tiny, (56, 56))
-    module.rotary.cos.fill_(float("-inf"))
-    with pytest.raises(InputError, match=r"rotary\.cos"):
-        trace(module, data, spec, {})
-
-
-def test_statistics_count_movement():
-    model = tiny_model(helper.make_node("Transpose", ["x"], ["y"], name="t", perm=[1, 0]), output=(4, 1))
-    figures = {"nodes": 1, "reshapes": 0, "moved_bytes": 16, "multiplications": 0}
-    assert statistics(model) == figures | {"op.Transpose": 1}
-
-
-@pytest.mark.parametrize("size", [(56, 56), (140, 252)])
-def test_statistics_count_multiplications(tiny, size):
-    """By hand: all linear layers over S patches, scores and sums over each window."""
-    module, data, spec = meta_tower(tiny, size)
-    config, layout = tiny.config.vision, module.layout
-    model = trace(module, data, spec, {})
-    rows = {"merger": layout.num_tokens}
-    matrices = [(name, shape) for name, shape in data.shapes.items() if len(shape) == 2]
-    expected = sum(rows.get(name.split(".")[0], layout.num_patches) * a * b for name, (a, b) in matrices)
-    whole = len(config.fullatt_block_indexes)
-    pairs = (config.depth - whole) * sum(group.count * group.size**2 for group in layout.groups)
-    pairs += whole * layout.num_patches**2
-    assert statistics(model)["multiplications"] == expected + 2 * config.hidden_size * pairs
 
 
 def test_the_uint8_graph_normalises_itself(tiny, tmp_path):

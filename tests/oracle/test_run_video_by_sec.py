@@ -29,11 +29,13 @@ FILES = {
     "window_index.pth",
     "pixels.npy",
     "vit_out.npy",
+    "vit_exact.npy",
     "capture.json",
 }
 # frames_dir: six frames of 320x240 -> three steps of 252x308, 18x22 patches, 9x11 tokens
 STEPS, ROWS, COLUMNS = 3, 18, 22
 S = ROWS * COLUMNS
+EXACT_STEPS = [1, 2]  # the most varied and the flattest
 HOSTILE = '-it\'s a "clip" $(x) 视频'
 
 
@@ -113,6 +115,24 @@ def test_features_are_transformers_answer_for_the_whole_clip(workdir, tiny_dir):
     assert error < 1e-5
 
 
+def test_the_exact_answer_is_transformers_in_float64(workdir, tiny_dir):
+    """transformers' own model, all of it in float64; it casts to float32 in places, which costs a digit or two."""
+    pixels, exact = np.load(workdir / "pixels.npy"), np.load(workdir / "vit_exact.npy")
+    assert (exact.shape, exact.dtype) == ((2, S // 4, 48), np.float64)
+    assert sorted([int(np.argmin(pixels.std((1, 2, 3)))), int(np.argmax(pixels.std((1, 2, 3))))]) == EXACT_STEPS
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    rows = ((pixels[EXACT_STEPS] / 255 - mean) / std).transpose(0, 1, 3, 2).reshape(2 * S, 1176)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_dir).double().eval()
+    tower = model.visual if hasattr(model, "visual") else model.model.visual
+    with torch.no_grad():
+        output = tower(torch.from_numpy(rows), grid_thw=torch.tensor([[2, ROWS, COLUMNS]]))
+    expected = (output if isinstance(output, torch.Tensor) else output.pooler_output).numpy()
+    oracle = np.load(workdir / "vit_out.npy").reshape(STEPS, S // 4, 48)[EXACT_STEPS]
+    rounding = np.linalg.norm(oracle - exact)
+    assert 1e-8 < rounding / np.linalg.norm(exact) < 1e-5
+    assert np.linalg.norm(expected.reshape(exact.shape) - exact) < rounding / 2
+
+
 def test_capture(workdir, frames_dir):
     raw = json.loads((workdir / "capture.json").read_text(encoding="utf-8"))
     versions = raw.pop("versions")
@@ -124,6 +144,7 @@ def test_capture(workdir, frames_dir):
         "indices": [0, 1, 2, 3, 4, 5],
         "sample_fps": 2.0,
         "second_per_grid_ts": 1.0,
+        "exact_steps": EXACT_STEPS,
         "checkpoint": "tiny",
     }
     assert versions["transformers"] == version("transformers")
@@ -134,7 +155,7 @@ def test_the_same_clip_gives_the_same_bytes(workdir, run_script, tiny_dir, frame
     # In a process of its own, too: the libraries loaded before torch decide the order in which it hashes file names.
     done = run_script("run_video_by_sec.py", tiny_dir, "--video", frames_dir, "--fps", 2, "--workdir", tmp_path)
     assert done.returncode == 0
-    for name in FILES - {"vit_out.npy"}:
+    for name in FILES - {"vit_out.npy", "vit_exact.npy"}:
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes(), name
 
 
@@ -142,7 +163,8 @@ def test_a_view_is_saved_without_the_memory_behind_it(workdir, tmp_path):
     """transformers' window bounds are a view of a larger buffer, whose rest is whatever lay there."""
     saved = capture.read_capture(workdir)
     layout = {name: torch.zeros(4)[:2] for name in contract.LAYOUT_TENSORS}
-    capture.save_capture(tmp_path, saved, np.load(workdir / "pixels.npy"), np.load(workdir / "vit_out.npy"), layout)
+    arrays = (np.load(workdir / f"{name}.npy") for name in ("pixels", "vit_out", "vit_exact"))
+    capture.save_capture(tmp_path, saved, *arrays, layout)
     for name in layout:
         tensor = torch.load(tmp_path / f"{name}.pth", weights_only=True)
         assert tensor.untyped_storage().nbytes() == tensor.nbytes == 8
@@ -160,25 +182,22 @@ def test_only_the_vision_weights_are_needed(tiny_dir, frames_dir, tmp_path, caps
     assert names(tmp_path / "work") == FILES
 
 
-def test_the_default_workdir_is_the_current_directory(run_script, tiny_dir, frames_dir, tmp_path):
-    frames = shutil.copytree(frames_dir, tmp_path / HOSTILE)
-    done = run_script(
-        "run_video_by_sec.py", tiny_dir, "--video", f"./{HOSTILE}", "--size", "56", "56", cwd=frames.parent
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_default_workdir_is_the_current_directory(capsys, monkeypatch, tiny_dir, frames_dir, tmp_path):
+    shutil.copytree(frames_dir, tmp_path / HOSTILE)
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(capsys, tiny_dir, "--video", f"./{HOSTILE}", "--size", 56, 56)
+    assert (code, error) == (0, "")
     assert names(tmp_path) == FILES | {HOSTILE}
     assert json.loads((tmp_path / "capture.json").read_text(encoding="utf-8"))["source"] == [HOSTILE]
 
 
-def test_text_is_what_transformers_generates(run_script, talking, frames_dir, tmp_path):
+def test_text_is_what_transformers_generates(capsys, talking, frames_dir, tmp_path):
     """One picture, one step: here every version of transformers has the released models' positions."""
     picture = frames_dir / "003.png"
-    done = run_script(
-        *("run_video_by_sec.py", talking, "--video", picture, "--size", "84", "112", "--workdir", tmp_path),
-        *("--generate", "--dtype", "float32", "--max-new-tokens", "12"),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    asked, answered = done.stdout.split("\n", 2)[1:]
+    flags = ("--size", 84, 112, "--workdir", tmp_path, "--generate", "--dtype", "float32", "--max-new-tokens", 12)
+    code, out, error = run(capsys, talking, "--video", picture, *flags)
+    assert (code, error) == (0, "")
+    asked, answered = out.split("\n", 2)[1:]
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(talking).float().eval()
     tokenizer, config = load_tokenizer(talking), load_config(talking)
@@ -244,10 +263,10 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_bad_checkpoints(run_script, bad, tmp_path, name):
-    done = run_script("run_video_by_sec.py", bad / name, "--video", bad / "good.png", "--workdir", tmp_path)
-    refused(done.returncode, done.stdout, done.stderr, CHECKPOINTS[name])
-    assert name in done.stderr
+def test_bad_checkpoints(capsys, bad, tmp_path, name):
+    result = run(capsys, bad / name, "--video", bad / "good.png", "--workdir", tmp_path)
+    refused(*result, CHECKPOINTS[name])
+    assert name in result[2]
     assert names(tmp_path) == set()
 
 

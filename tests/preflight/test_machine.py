@@ -1,34 +1,56 @@
-"""Disk where the builds write: in the work directory, and where OUT is."""
+"""Disk and memory, with sizes that are made up."""
 
 import shutil
+from types import SimpleNamespace
+
+import pytest
 
 from qwen_vl_axera.preflight import machine
+from qwen_vl_axera.preflight.machine import disk_checks, memory, memory_checks
 
-GB = 10**9
-
-
-def statuses(tmp_path, monkeypatch, free: dict[str, int], devices: dict[str, int]) -> dict[str, str]:
-    """Place -> status, with so much room and on such devices."""
-    workdir, out = tmp_path / "work", tmp_path / "out"
-    for path in (workdir, out):
-        path.mkdir()
-    usage = lambda path: type("Usage", (), {"free": free[path.name]})  # noqa: E731
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-    monkeypatch.setattr(machine, "_device", lambda path: devices[path.name])
-    checks = list(machine.disk_checks(workdir, out, graph=3 * GB, language=6 * GB))
-    return {check.detail.split(" free for the ")[1].split(";")[0]: check.status for check in checks}
+GRAPH, LANGUAGE = 4 * 10**9, 8 * 10**9  # bytes: the builds take 16 GB in the work directory and 9 GB in OUT
 
 
-def test_out_on_another_disk_is_looked_at(tmp_path, monkeypatch):
-    found = statuses(tmp_path, monkeypatch, {"work": 100 * GB, "out": 1 * GB}, {"work": 1, "out": 2})
-    assert found == {"work directory": "ok", "OUT": "failed"}
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The checks for a work directory and an OUT that need not exist, with so much free; with two numbers, apart."""
+
+    def make(*free: float):
+        workdir, out = tmp_path / "work", tmp_path / "deep" / "out"
+        workdir.mkdir()
+        sizes = dict(zip((workdir, tmp_path), free, strict=False))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=sizes[path]))
+        if len(free) == 2:
+            monkeypatch.setattr(machine, "_device", lambda path: path)
+        return list(disk_checks(workdir, out, GRAPH, LANGUAGE))
+
+    return make
 
 
-def test_one_disk_must_hold_both(tmp_path, monkeypatch):
-    found = statuses(tmp_path, monkeypatch, {"work": 13 * GB, "out": 13 * GB}, {"work": 1, "out": 1})
-    assert found == {"work directory and OUT": "warning"}
+@pytest.mark.parametrize(("free", "status"), [(26e9, "ok"), (24e9, "warning"), (7e9, "warning"), (5e9, "failed")])
+def test_one_file_system_holds_all(places, free, status):
+    (check,) = places(free)
+    assert (check.name, check.status) == ("disk", status)
+    assert "work directory and OUT" in check.detail and "25.0 GB there (an inference)" in check.detail
+    assert bool(check.remedy) == (status != "ok")
 
 
-def test_a_directory_that_is_not_there_yet(tmp_path):
-    (check,) = machine.disk_checks(tmp_path, tmp_path / "out" / "deeper", 0, 0)
-    assert check.status == "ok"
+def test_two_file_systems_are_looked_at_each(places):
+    work, out = places(17e9, 1e9)
+    assert (work.status, out.status) == ("ok", "failed")
+    assert "for the work directory" in work.detail and "for the OUT" in out.detail
+
+
+@pytest.mark.parametrize(
+    ("sizes", "status"),
+    [((64e9, 60e9), "ok"), ((16e9, 12e9), "warning"), ((64e9, 1e5), "failed"), ((None, 0), "warning")],
+)
+def test_memory(monkeypatch, sizes, status):
+    monkeypatch.setattr(machine, "memory", lambda: sizes)
+    (check,) = memory_checks(GRAPH)
+    assert (check.name, check.status) == ("memory", status)
+
+
+def test_memory_of_this_machine():
+    total, available = memory()
+    assert total is None or 0 <= available <= total

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
 from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen2_5_vl.reference import load_tower, rotary_angles, window_layout
 from tests.conftest import SIZES
@@ -50,13 +53,25 @@ def test_308_has_the_windows_that_the_arithmetic_gives(tiny):
     assert (layout.num_patches, layout.num_tokens) == (484, 121)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_reverse_puts_every_token_back(tiny, size):
-    layout = build_layout(tiny.config.vision, size)
-    np.testing.assert_array_equal(layout.order[layout.reverse], np.arange(layout.num_tokens))
-
-
 @pytest.mark.parametrize("size", [(300, 308), (308, 0), (27, 28), (-28, 28)])
 def test_sides_must_be_multiples(tiny, size):
     with pytest.raises(InputError, match="multiples of 28"):
         build_layout(tiny.config.vision, size)
+
+
+VISION = VisionConfig(4, 64, 96, 4, 48, (1, 3))
+sides = st.integers(1, 46).map(lambda number: 28 * number)
+
+
+@given(sides, sides)
+def test_every_layout_is_a_partition(height, width):
+    layout = build_layout(VISION, (height, width))
+    tokens = height * width // 28**2
+    assert sorted(layout.order) == sorted(layout.window_index) == list(range(tokens))
+    assert sum(group.patches for group in layout.groups) == layout.num_patches == layout.cu_window_seqlens[-1]
+    assert len({group.size for group in layout.groups}) == len(layout.groups) <= 4
+    # Patches of one window lie within one 112-pixel square.
+    rows, columns = np.divmod(layout.order, width // 28)
+    squares = rows // 4 * 10_000 + columns // 4
+    windows = layout.window_ids[::4]
+    assert len(set(zip(squares, windows, strict=True))) == len(set(windows))

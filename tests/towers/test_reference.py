@@ -6,42 +6,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from preprocess import flat_patches
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.frames.media import load_clip
-from qwen_vl_axera.oracle.run import run_clip
 from qwen_vl_axera.towers.qwen2_5_vl import reference
 from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import SIZES
 from tests.tiny import make_tiny
-
-# The same sums, batched or split over threads differently; relative to the largest value.
-SAME_SUMS = 1e-5
-
-
-def random_patches(size, steps=1):
-    random = np.random.default_rng(sum(size))
-    return random.integers(0, 256, (steps, size[0] * size[1] // 196, 392, 3), dtype=np.uint8)
-
-
-def full_tower(directory):
-    """The tower of the model that `from_pretrained` gives, float32."""
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).float().eval()
-    return model.visual if hasattr(model, "visual") else model.model.visual
-
-
-@torch.no_grad()
-def run_full(tower, patches, grid):
-    output = tower(torch.from_numpy(flat_patches(patches)), grid_thw=torch.tensor([[len(patches), *grid]]))
-    return (output if isinstance(output, torch.Tensor) else output.pooler_output).numpy()
-
-
-def relative(actual, expected):
-    return np.abs(actual - expected).max() / np.abs(expected).max()
+from tests.towers.original import SAME_SUMS, original_tower, random_patches, relative, run_original
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +27,7 @@ def tower(tiny) -> ReferenceTower:
 
 @pytest.fixture(scope="module")
 def full(tiny_dir):
-    return full_tower(tiny_dir)
+    return original_tower(tiny_dir)
 
 
 def test_weights_are_those_of_from_pretrained(tower, full):
@@ -67,7 +43,7 @@ def test_weights_are_those_of_from_pretrained(tower, full):
 @pytest.mark.parametrize("size", [size for size in SIZES if size[0] * size[1] <= 364 * 420])
 def test_features_are_those_of_the_full_model(tower, full, size):
     patches, grid = random_patches(size, steps=2), (size[0] // 14, size[1] // 14)
-    expected = run_full(full, patches, grid)
+    expected = run_original(full, patches, grid)
     assert relative(tower.run(patches, grid), expected) <= SAME_SUMS
     by_steps, layout = tower.run_steps(patches, grid)
     assert by_steps.dtype == np.float32
@@ -93,7 +69,7 @@ def test_blocks_stay_as_stored_and_compute_in_float32(tmp_path, dtype):
     tower = ReferenceTower(checkpoint, checkpoint.config.vision)
     wide = reference.load_tower(checkpoint, checkpoint.config.vision)
     assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
-    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))  # to the bit
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_original(wide, patches, (10, 18)))  # to the bit
     assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
 
     def broken(*args, **kwargs):
@@ -103,18 +79,75 @@ def test_blocks_stay_as_stored_and_compute_in_float32(tmp_path, dtype):
     with pytest.raises(RuntimeError):
         tower.run(patches, (10, 18))
     del tower.tower.blocks[1].mlp.forward
-    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_full(wide, patches, (10, 18)))
+    np.testing.assert_array_equal(tower.run(patches, (10, 18)), run_original(wide, patches, (10, 18)))
     assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize(("steps", "groups"), [(1, [1]), (2, [2]), (3, [3]), (5, [3, 2]), (6, [2, 2, 2])])
-def test_memory_of_steps_together_is_bounded(tower, monkeypatch, steps, groups):
-    monkeypatch.setattr(reference, "PATCHES_AT_ONCE", 20)  # two steps of 10
-    seen = []
-    monkeypatch.setattr(tower, "run", lambda patches, grid: seen.append(len(patches)) or patches[:, 0, 0])
-    patches = np.arange(steps * 10 * 392 * 3).reshape(steps, 10, 392, 3)
-    np.testing.assert_array_equal(tower.run_together(patches, (2, 5)), patches[:, 0, 0])
-    assert seen == groups
+def test_the_exact_answer_is_float64_throughout(tower):
+    """No operation of transformers rounds to float32 on the way, nor to the 16 bits in which weights are stored."""
+    rounded = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in tree_leaves(result):
+                narrow = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < 8
+                if narrow and function is not torch.ops.aten.detach.default:  # a stored weight is put back
+                    rounded.add(str(function))
+            return result
+
+    patches, grid = random_patches((140, 252), steps=2), (10, 18)
+    with Watch():
+        exact = tower.run_exact(patches, grid)
+        assert not rounded
+        tower.run(patches, grid)
+        assert "aten.rsqrt.default" in rounded  # the watch sees what it should
+    assert exact.dtype == np.float64
+    # Steps do not see each other.
+    np.testing.assert_allclose(tower.run_exact(patches[:1], grid), exact[:45], rtol=0, atol=1e-13 * np.abs(exact).max())
+
+
+def test_float32_is_as_far_from_the_exact_answer_as_its_pixels_moved(tower):
+    patches, grid = random_patches((140, 252), steps=2), (10, 18)
+    exact, plain = tower.run_exact(patches, grid), tower.run(patches, grid)
+    moved = [tower.run_moved(patches, grid, seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(moved[0], moved[1])
+    assert (moved[0] != moved[2]).any()
+    errors = [np.linalg.norm(answer - exact) / np.linalg.norm(exact) for answer in (plain, *moved)]
+    assert 1e-8 < min(errors) < max(errors) < 3 * min(errors) < 1e-5
+    after = tower.run(patches, grid)
+    np.testing.assert_array_equal(after, plain)  # nothing of the float64 run stays behind
+    assert {parameter.dtype for parameter in tower.tower.blocks.parameters()} == {torch.bfloat16}
+
+
+def test_a_pixel_moves_alike_wherever_it_stands(tower, monkeypatch):
+    """Equal patches round equally: moved one by one, their errors would cancel in every mean over them."""
+    given = []
+    monkeypatch.setattr(tower, "_run", lambda rows, grid: given.append(rows))
+    patches = np.full((1, 16, 392, 3), 200, np.uint8)
+    tower.run_moved(patches, (4, 4), seed=3)
+    (rows,) = given
+    assert (rows == rows[0]).all()
+    change = np.abs(rows[0] - flat_patches(patches)[0])
+    assert 0 < change.max() <= 4e-6
+
+
+@pytest.mark.parametrize("size", [(140, 252), (56, 84)])
+def test_stages_lead_to_the_answer(tower, size):
+    """The states after the last block, merged, are the tokens: in reading order, whatever the windows."""
+    patches, grid = random_patches(size), (size[0] // 14, size[1] // 14)
+    wanted = np.array([5, 0, 3])
+    stages = tower.stages(patches, grid, exact=False, tokens=wanted)
+    assert list(stages) == ["patch_embed", *(f"blocks.{number}" for number in range(tower.config.depth))]
+    assert {states.shape for states in stages.values()} == {(3, 4, tower.config.hidden_size)}
+    merged = tower.tower.merger(torch.from_numpy(stages["blocks.3"]).reshape(12, -1)).numpy()
+    np.testing.assert_allclose(merged, tower.run(patches, grid)[wanted], atol=1e-5)
+    embedded = tower.tower.patch_embed(torch.from_numpy(flat_patches(patches))).numpy()
+    np.testing.assert_allclose(stages["patch_embed"], embedded.reshape(-1, 4, embedded.shape[-1])[wanted], atol=1e-5)
+    exact = tower.stages(patches, grid, exact=True, tokens=wanted)
+    for name, states in stages.items():
+        assert exact[name].dtype == np.float64
+        assert relative(states, exact[name]) < SAME_SUMS
 
 
 def test_steps_do_not_see_each_other(tower):
@@ -141,7 +174,7 @@ def test_towers_with_windows_or_full_attention_only(tmp_path, blocks):
     tower = ReferenceTower(checkpoint, checkpoint.config.vision)
     patches = random_patches((140, 252))
     features, layout = tower.run_steps(patches, (10, 18))
-    assert relative(features, run_full(full_tower(directory), patches, (10, 18))) <= SAME_SUMS
+    assert relative(features, run_original(original_tower(directory), patches, (10, 18))) <= SAME_SUMS
     assert layout.cu_seqlens.tolist() == [0, 180]
     np.testing.assert_array_equal(
         layout.cu_window_seqlens.numpy(), build_layout(tower.config, (140, 252)).cu_window_seqlens
@@ -177,16 +210,3 @@ def test_other_angles_than_the_blocks_received_are_refused(tower, monkeypatch):
     monkeypatch.setattr(reference, "rotary_angles", lambda *args: original(*args).flip(1))
     with pytest.raises(CheckFailed, match="other rotary angles"):
         tower.run_steps(random_patches((140, 252)), (10, 18))
-
-
-def test_steps_that_differ_from_the_clip_are_refused(tiny, frames_dir, tmp_path, monkeypatch):
-    original = ReferenceTower.run
-
-    def leaking(self, patches, grid):
-        """A tower whose steps see each other: the clip at once differs from its steps."""
-        return original(self, patches, grid) + (len(patches) > 1) * 1e-3
-
-    monkeypatch.setattr(ReferenceTower, "run", leaking)
-    with pytest.raises(CheckFailed, match="step by step differs from several steps at once"):
-        run_clip(tiny, tmp_path, load_clip([frames_dir]), (56, 56))
-    assert list(tmp_path.iterdir()) == []

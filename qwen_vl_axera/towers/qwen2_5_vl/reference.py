@@ -5,8 +5,6 @@ nowhere else.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from preprocess import flat_patches
+from preprocess import MEAN, STD, flat_patches
 from qwen_vl_axera import progress
 from qwen_vl_axera.errors import CheckFailed
+from qwen_vl_axera.towers.precision import InFloat64, widened, without_tf32
 from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig, stored_tensors
 from qwen_vl_axera.towers.tower import Stored
 
-# A clip is also run several steps at a time; this many patches take 0.4 GB besides the weights.
-PATCHES_AT_ONCE = 4096
+# Relative, four units in the last place of a float32: what the patch embedding changes by then is what the float32
+# sum over a patch's 1176 pixel values is rounded by (measured: 0.9 to 1.4 times that).
+MOVED_BY = 4 * float(np.finfo(np.float32).eps)
 STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # cos and sin of the same angle, float32, from two places.
 ANGLE_TOLERANCE = 1e-6
@@ -48,7 +48,7 @@ class StepLayout:
 
 
 class ReferenceTower:
-    """transformers' `Qwen2_5_VisionTransformerPretrainedModel`, computing in float32.
+    """transformers' `Qwen2_5_VisionTransformerPretrainedModel`, computing in float32, or exactly.
 
     Args:
         stored: where its weights are; they are read one tensor at a time.
@@ -59,9 +59,9 @@ class ReferenceTower:
     def __init__(self, stored: Stored, config: VisionConfig, device: str = "cpu"):
         self.config, self.device = config, device
         self.tower = load_tower(stored, config, blocks_as_stored=True).to(device)
-        widen_while_running(self.tower.blocks)
+        with InFloat64():
+            self.exact_rotary = rotary_frequencies(config).to(device)
 
-    @torch.no_grad()
     def run(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """The merged tokens of a clip, or of one step.
 
@@ -72,11 +72,74 @@ class ReferenceTower:
         Returns:
             float32 (T·S/4, out_hidden), step by step in reading order.
         """
-        hidden_states = torch.from_numpy(flat_patches(patches)).to(self.device)
-        with without_tf32():
-            output = self.tower(hidden_states, grid_thw=self.grid_thw(len(patches), grid))
-        tokens = output if isinstance(output, Tensor) else output.pooler_output  # transformers 4, 5
-        return tokens.float().cpu().numpy()
+        return self._run(flat_patches(patches), grid)
+
+    def run_moved(self, patches: np.ndarray, grid: tuple[int, int], seed: int) -> np.ndarray:
+        """`run` with pixels moved by float32 rounding: the same answer up to what rounding makes of it.
+
+        Equal pixels at the same place in a patch move alike, as equal patches round alike.
+        """
+        places, channels = patches.shape[2:]
+        noise = np.random.default_rng(seed).uniform(-MOVED_BY, MOVED_BY, (places, channels, 256))
+        moved = np.arange(256) * (1 + noise)
+        values = moved[np.arange(places)[:, None], np.arange(channels), patches]
+        return self._run(real_patches(values).astype(np.float32), grid)
+
+    def run_exact(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        """`run` in float64 throughout: what transformers' code means, without the roundings of float32."""
+        parts = [self.tower.patch_embed, *self.tower.blocks, self.tower.merger]
+        rotary = self.tower.rotary_pos_emb
+        self.tower.rotary_pos_emb = self.exact_rotary
+        try:
+            with InFloat64(), widened(parts, torch.float64):
+                return self._forward(real_patches(patches), grid)
+        finally:
+            self.tower.rotary_pos_emb = rotary
+
+    def _run(self, hidden_states: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        with without_tf32(), widened(self.tower.blocks, torch.float32):
+            return self._forward(hidden_states, grid)
+
+    @torch.no_grad()
+    def _forward(self, hidden_states: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        steps = len(hidden_states) // (grid[0] * grid[1])
+        output = self.tower(torch.from_numpy(hidden_states).to(self.device), grid_thw=self.grid_thw(steps, grid))
+        return (output if isinstance(output, Tensor) else output.pooler_output).cpu().numpy()  # transformers 4, 5
+
+    def stages(
+        self, patches: np.ndarray, grid: tuple[int, int], exact: bool, tokens: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What one step's tokens are after the patch embedding and after each block.
+
+        Args:
+            patches: uint8 (1, S, 392, 3).
+            grid: rows and columns of patches.
+            exact: in float64, else in float32.
+            tokens: int (N,), the tokens wanted, in reading order.
+
+        Returns:
+            Name of the stage, as in the exported module -> (N, 4, hidden), a token's four patches.
+        """
+        window_index, _ = window_layout(self.tower, self.config, self.grid_thw(1, grid))
+        place = torch.argsort(window_index.cpu())[tokens].numpy()  # of a token among transformers' windows
+        seen: dict[str, np.ndarray] = {}
+
+        def keep(name: str, rows: np.ndarray):
+            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+                quads = output.reshape(len(window_index), self.config.merge_unit, -1)
+                seen[name] = quads[torch.from_numpy(rows).to(output.device)].cpu().numpy()
+
+            return hook
+
+        hooks = [self.tower.patch_embed.register_forward_hook(keep("patch_embed", np.asarray(tokens)))]
+        for number, block in enumerate(self.tower.blocks):
+            hooks.append(block.register_forward_hook(keep(f"blocks.{number}", place)))
+        try:
+            (self.run_exact if exact else self.run)(patches, grid)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
 
     def run_steps(self, patches: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, StepLayout]:
         """Runs a clip one temporal step at a time.
@@ -109,25 +172,6 @@ class ReferenceTower:
                 stage.advance()
         return np.concatenate(outputs), layout
 
-    def run_together(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-        """Runs a clip several temporal steps at a time: as many as keep memory bounded, but at least two.
-
-        Args:
-            patches: uint8 (T, S, 392, 3).
-            grid: rows and columns of patches.
-
-        Returns:
-            float32 (T·S/4, out_hidden).
-        """
-        wanted = max(2, PATCHES_AT_ONCE // (grid[0] * grid[1]))
-        groups = np.array_split(patches, max(1, len(patches) // wanted))
-        outputs: list[np.ndarray] = []
-        with progress.stage("several steps at once", len(patches), unit="step") as stage:
-            for group in groups:
-                outputs.append(self.run(group, grid))
-                stage.advance(len(group))
-        return np.concatenate(outputs)
-
     def grid_thw(self, steps: int, grid: tuple[int, int]) -> Tensor:
         return torch.tensor([[steps, *grid]], device=self.device)
 
@@ -142,7 +186,7 @@ class ReferenceTower:
         rotary = quads[window_index].reshape(angles.shape)
 
         cos = seen[0]["position_embeddings"][0].float()
-        if (cos[:, : rotary.shape[1]] - rotary.cos()).abs().max() > ANGLE_TOLERANCE:
+        if not (cos[:, : rotary.shape[1]] - rotary.cos()).abs().max() <= ANGLE_TOLERANCE:  # NaN is no match
             raise CheckFailed("transformers' blocks received other rotary angles than its own rule gives")
         cu_seqlens = torch.tensor([0, grid[0] * grid[1]]) if whole is None else whole
         return StepLayout(
@@ -162,18 +206,9 @@ def load_tower(stored: Stored, config: VisionConfig, blocks_as_stored: bool = Fa
         blocks_as_stored: the blocks' weights stay bfloat16 or float16 where they are stored so, which takes half the
             memory; else, and all others: float32.
     """
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-
-    fields = dataclasses.asdict(config)
-    del fields["rms_norm_eps"]  # a constant in transformers, too
-    fields["fullatt_block_indexes"] = list(fields["fullatt_block_indexes"])
     with torch.device("meta"):
-        tower = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**fields))
-    # Its rotary frequencies are no weights but are made by the constructor: take them from a tower with a
-    # real, if small, body.
-    small = fields | {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}
-    tower.rotary_pos_emb = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**small)).rotary_pos_emb
+        tower = build_tower(config)
+    tower.rotary_pos_emb = rotary_frequencies(config)
 
     shapes = stored_tensors(config)
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
@@ -190,42 +225,31 @@ def load_tower(stored: Stored, config: VisionConfig, blocks_as_stored: bool = Fa
     return tower.requires_grad_(False).eval()
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Forbids CUDA to multiply float32 with 10 bits of mantissa, as it does in convolutions when nobody objects."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+def build_tower(config: VisionConfig, **changes: Any) -> nn.Module:
+    """transformers' tower with the weights that its constructor gives it; `changes` are fields of its configuration."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    fields = dataclasses.asdict(config)
+    del fields["rms_norm_eps"]  # a constant in transformers, too
+    fields["fullatt_block_indexes"] = list(fields["fullatt_block_indexes"])
+    return Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**fields | changes))
 
 
-def widen_while_running(blocks: nn.ModuleList) -> None:
-    """Lets blocks with 16-bit weights compute in float32, to the bit: a block is widened while it runs, and no longer.
+def rotary_frequencies(config: VisionConfig) -> nn.Module:
+    """The tower's `rotary_pos_emb`: its frequencies are no weights but made by the constructor (a small one here)."""
+    small = {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}
+    return build_tower(config, **small).rotary_pos_emb
 
-    All blocks share one set of float32 buffers, so they must be of one shape and run one after the other.
+
+def real_patches(patches: np.ndarray) -> np.ndarray:
+    """float64 (T·S, 1176): pixels as `preprocess.flat_patches` gives them, but not rounded to float32.
+
+    Args:
+        patches: values of 0..255 (T, S, 392, 3).
     """
-    wide: dict[str, Tensor] = {}
-    stored: dict[str, Tensor] = {}  # of the block that runs
-
-    def widen(block: nn.Module, args: tuple) -> None:
-        for name, parameter in block.named_parameters():
-            if parameter.dtype != torch.float32:
-                stored[name] = parameter.data
-                if name not in wide:
-                    wide[name] = torch.empty_like(parameter, dtype=torch.float32)
-                parameter.data = wide[name].copy_(parameter.data)
-
-    def restore(block: nn.Module, args: tuple, output: Any) -> None:
-        for name, parameter in block.named_parameters():
-            if name in stored:
-                parameter.data = stored.pop(name)
-
-    for block in blocks:
-        block.register_forward_pre_hook(widen)
-        block.register_forward_hook(restore, always_call=True)
+    values = (patches / 255 - np.array(MEAN)) / np.array(STD)
+    return np.ascontiguousarray(values.transpose(0, 1, 3, 2)).reshape(-1, values.shape[2] * values.shape[3])
 
 
 def window_layout(tower: nn.Module, config: VisionConfig, grid_thw: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,23 @@
 """Reading safetensors: values against the safetensors library, and every way in which files can be bad."""
 
+import contextlib
 import json
 import shutil
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from qwen_vl_axera.checkpoint.expected import expected_tensors
-from qwen_vl_axera.checkpoint.tensors import Checkpoint, normalise_name
+from qwen_vl_axera.checkpoint.tensors import Checkpoint, normalise_name, read_header
 from qwen_vl_axera.errors import InputError
+from tests.anything import anything
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -171,3 +177,20 @@ def test_integers_are_named_for_what_they_are(copy):
     config["quantization_config"] = {"quant_method": "gptq"}
     (copy / "config.json").write_text(json.dumps(config))
     refused(copy, "I32", "gptq")
+
+
+@given(st.binary(max_size=200), st.integers(0, 300))
+def test_headers_are_read_or_refused(noise, length):
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(InputError):
+        path = Path(directory) / "x.safetensors"
+        path.write_bytes(length.to_bytes(8, "little") + b"{" + noise)
+        read_header(path)
+
+
+@given(anything)
+def test_header_entries_are_read_or_refused(entry):
+    text = json.dumps({"a": entry, "b": {"dtype": "F32", "shape": [1], "data_offsets": entry}}).encode()
+    with tempfile.TemporaryDirectory() as directory, contextlib.suppress(InputError):
+        path = Path(directory) / "x.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+        read_header(path)
