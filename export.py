@@ -50,6 +50,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from qwen_vl_axera.board.sizes import misreading
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.graph.export import export_vision
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = {"opset": args.opset, "window_mode": args.window_mode, "input": args.input}
     graphs = export_vision(checkpoint, workdir, args.mode, sizes, **form)
     for graph in graphs:
+        cli.warn(misreading(graph.spec.size) if not graph.spec.uint8 else None)
         (height, width), figures = graph.spec.size, graph.statistics
         print(
             f"{graph.path}: {height}x{width}, {figures['nodes']} nodes "

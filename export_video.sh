@@ -19,6 +19,8 @@
 #   WORKDIR (the current directory)   OUT (CKPT-AX650)   VENV (.venv beside this script)   PYTHON (python3)
 #   SIZE ("H W"; from the video)   NUM_FRAMES (8)   FPS   NUM_SAMPLES (32, for calibration)   GENERATE (0; 1
 #   compares text, too)   PREFILL_LEN (512)   KV_CACHE_LEN (1023)   PARALLEL (32)   CHIP (AX650)   PULSAR2
+#   QUANTIZE (vendor: every activation at 16 bits; mixed: WORKDIR/config_video_mixed.json, which
+#   preview_quantization.py --search writes)
 set -euo pipefail
 unset CDPATH # a `cd` would print, and might lead elsewhere
 
@@ -65,6 +67,11 @@ if [ ${#VIDEOS[@]} = 0 ]; then
 fi
 OUT=$(safe "${OUT:-$CKPT-AX650}")
 CONFIG=$ROOT/config_video.json
+if [ "${QUANTIZE:-}" = mixed ]; then
+    CONFIG=$WORKDIR/config_video_mixed.json
+    [ -f "$CONFIG" ] || fail "QUANTIZE=mixed: $CONFIG is missing: run this once with --host-only, then" \
+        "preview_quantization.py $CKPT --workdir $WORKDIR --search --evaluate CLIP (one that is not calibrated on)"
+fi
 NAME=$(basename -- "$(cd -- "$CKPT" && pwd -P)")
 GRAPH=$WORKDIR/${NAME}_vision
 AXMODEL=$OUT/${NAME}_vision.axmodel
@@ -178,6 +185,10 @@ PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --out "$OUT" --
     "${LENGTHS[@]}" "${CHIP_FLAGS[@]}")
 # Without the compiler the table is information; with it, a failed check stops here.
 if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" || true; fi
+
+if [ "${QUANTIZE:-vendor}" = vendor ] && [ -f "$WORKDIR/quantization.json" ]; then
+    run "$PY" -m qwen_vl_axera.quantization.advice --workdir "$WORKDIR"
+fi
 
 BUILD=(build "$GRAPH.onnx" --config "$CONFIG" --workdir "$WORKDIR" "${CHIP_FLAGS[@]}")
 LLM_BUILD=(llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${PARALLEL_FLAGS[@]}" "${CHIP_FLAGS[@]}")

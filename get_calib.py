@@ -9,7 +9,8 @@ Writes: calib/hidden_states.tar, the archive that config_video.json names; the s
         calib/manifest.json, which says where each comes from. The same inputs give the same bytes.
 
 numpy samples are float32 (1, 3, S, 392) holding 0..255, for the default graph; image samples are PNG files of
-the patch image, 392 wide and S high, for a graph of `export.py --input normalized`.
+the patch image, 392 wide and S high, for a graph of `export.py --input normalized`. Two values of the first sample
+are set to 0 and 255, so that the input's range is that of pixels; the manifest says which.
 """
 
 import sys

@@ -3,9 +3,11 @@
     python package_model.py CKPT OUT_DIR [--workdir DIR] [--prefill-len N] [--require-complete]
     python package_model.py --check DIR [--require-complete]     (the board's own Python suffices)
 
-Reads:  CKPT; OUT_DIR, where `pulsar2 llm_build` writes; in the work directory the graphs, capture.json, build-output/.
+Reads:  CKPT; OUT_DIR, where `pulsar2 llm_build` writes; in the work directory the graphs, capture.json, pixels.npy,
+        fidelity.json, build-output/.
 Writes: OUT_DIR: the hub's JSON and tokenizer files, embeddings, vision axmodel, the runtime's tokenizer files,
-        one directory of runtime settings per vision model (video308x308/), this script, and manifest.json.
+        one directory of runtime settings per vision model (video308x308/), check/ with the captured frames and
+        the host's answers, preprocess.py, check_board.py, this script, and manifest.json.
 What the NPU compiler has not made yet is listed as missing; with --require-complete the exit code is then 1.
 """
 
@@ -108,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from qwen_vl_axera.board.package import assemble, print_table
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.files import check_out
 
+    check_out(args.ckpt, args.out_dir)
     package = assemble(Checkpoint(args.ckpt), args.out_dir, args.workdir, args.prefill_len)
     print_table(package)
     return cli.EXIT_CHECK_FAILED if args.require_complete and package.missing else cli.EXIT_OK

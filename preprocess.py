@@ -89,6 +89,40 @@ def smart_resize(
     return rows * factor, columns * factor
 
 
+def square_of_same_area(height: int, width: int) -> int | None:
+    """The side of the square that the board's runtime takes a size for; None when it reads the size rightly.
+
+    All that it knows is how many bytes the compiled model takes, so the area, and it tries a square first. The
+    patches are as many, so nothing fails: the picture is squeezed and its windows are others.
+    """
+    side = math.isqrt(height * width)
+    return side if height != width and side * side == height * width else None
+
+
+def nearest_readable(height: int, width: int, factor: int = FACTOR) -> list[tuple[int, int]]:
+    """For a misread size, the nearest that the board's runtime reads rightly: the longer side one block less, or more.
+
+    If a·b and a·(b ± 1) both were squares of whole numbers, so were b·(b ± 1), which lies between two of them.
+    """
+    if height > width:
+        return [(height - factor, width), (height + factor, width)]
+    return [(height, width - factor), (height, width + factor)]
+
+
+def automatic_size(
+    height: int, width: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """The size for a picture when none is asked for: `smart_resize`'s, or beside it where the board would misread that.
+
+    Args, returns and raises as `smart_resize`. Where no neighbour keeps the bounds, the size is Qwen's.
+    """
+    size = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
+    if square_of_same_area(*size) is None:
+        return size
+    fitting = [other for other in nearest_readable(*size) if min_pixels <= other[0] * other[1] <= max_pixels]
+    return fitting[0] if fitting else size
+
+
 def check_aspect_ratio(height: int, width: int) -> None:
     """Refuses a picture of which one side is 200 times the other, or more.
 
@@ -313,7 +347,7 @@ def frames_to_patches(
     Args:
         images: pictures of any size and mode, or uint8 (H, W, 3) arrays; an iterator is consumed once. When
             their count is odd the last one is repeated.
-        size: height and width; default: what `smart_resize` gives for the first one.
+        size: height and width; default: what `automatic_size` gives for the first one.
         workers: threads; default: one per processor.
 
     Raises:
@@ -323,7 +357,7 @@ def frames_to_patches(
     first = next(iterator, None)
     if first is None:
         raise ValueError("no frames: expected at least one")
-    size = check_size(*size) if size is not None else smart_resize(*frame_shape(first))
+    size = check_size(*size) if size is not None else automatic_size(*frame_shape(first))
     steps = iter_steps(_chain(first, iterator), size, workers)
     try:
         count = -(-len(images) // TEMPORAL_PATCH_SIZE)
@@ -417,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         shape = frame_shape(_read(args.images[0]))
-        size = tuple(args.size) if args.size else smart_resize(*shape, max_pixels=args.max_pixels)
+        size = tuple(args.size) if args.size else automatic_size(*shape, max_pixels=args.max_pixels)
         patches = frames_to_patches((_read(path) for path in args.images), size)
         _write(args.output, patches)
     except (ValueError, OSError) as error:

@@ -34,6 +34,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from qwen_vl_axera.board.sizes import misreading
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.fidelity.chat import load_tokenizer
     from qwen_vl_axera.frames.media import frame_size, load_clip
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
     clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
     size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
+    cli.warn(misreading(size))
     device = cli.device(args)
     capture = run_clip(checkpoint, workdir, clip, size, device)
     steps, rows, columns = capture.grid_thw

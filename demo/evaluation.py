@@ -144,7 +144,7 @@ def witness(directory: Path, clips: int) -> dict[str, dict[str, float]]:
                 network.visual.order = order
                 features, _ = network.visual(demo_network.patches(frames))
                 for kind in KINDS:
-                    said = _greedy(network, examiner, features, PROMPTS[kind, "en"][0])
+                    said = greedy(network, examiner, features, PROMPTS[kind, "en"][0])
                     for clip, text in zip(made, said, strict=True):
                         true = demo_clips.answer(clip, kind, "en")
                         found[name][kind].append(text == true)
@@ -154,7 +154,9 @@ def witness(directory: Path, clips: int) -> dict[str, dict[str, float]]:
     return {name: {kind: float(np.mean(values)) for kind, values in kinds.items()} for name, kinds in found.items()}
 
 
-def _greedy(network: DemoNetwork, examiner: Examiner, features: torch.Tensor, text: str) -> list[str]:
+@torch.no_grad()
+def greedy(network: DemoNetwork, examiner: Examiner, features: torch.Tensor, text: str) -> list[str]:
+    """The greedy answers to one prompt about several clips whose features are given, float32 (B, 144, hidden)."""
     ids, positions, following = examiner.prompt(text)
     end, batch = examiner.ids["eos_token_id"], len(features)
     row = torch.tensor(ids)

@@ -148,6 +148,12 @@ def made_workdir(workdir: Path, made_by: str) -> Path:
     return workdir
 
 
+def warn(message: str | None) -> None:
+    """Prints a warning on stderr, where there is one."""
+    if message:
+        print(f"warning: {message}", file=sys.stderr)
+
+
 class _Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that temporary files go and children end."""
 

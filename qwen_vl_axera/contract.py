@@ -22,6 +22,7 @@ CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
 STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
+QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py
 REPORT = "report.html"
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
@@ -51,6 +52,7 @@ MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values
 WINDOW_MODES = ("grouped", "dense")
 OPSETS, OPSET = (16, 17, 18), 17
+RECIPES = ("vendor", "mixed")  # which configuration a build gets: QUANTIZE
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from preprocess import MEAN, STD
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import data_file
+from qwen_vl_axera.fidelity.truth import Judge
 from qwen_vl_axera.graph.conformity import place_of, read_weight
 from qwen_vl_axera.graph.files import load_graph, write_graph
 from qwen_vl_axera.towers.qwen2_5_vl.config import ROPE_THETA
@@ -236,16 +237,9 @@ SUBTLE: dict[str, Callable[[Planted], None]] = {
 }
 
 
-def idle_block(checkpoint: Checkpoint, patches: np.ndarray, grid: tuple[int, int]) -> int:
-    """The block that changes its input least: skipped, it would be missed least.
-
-    Args:
-        checkpoint: the model.
-        patches: one step, uint8 (S, 392, 3).
-        grid: its rows and columns of patches.
-    """
-    tower = checkpoint.tower.reference(checkpoint, checkpoint.config.vision)
-    tokens = np.arange(len(patches) // checkpoint.config.vision.merge_unit)
-    states = list(tower.stages(patches[None], grid, exact=False, tokens=tokens).values())
+def idle_block(judge: Judge) -> int:
+    """The block that changes its input least, in the clip's first step: skipped, it would be missed least."""
+    tokens = np.arange(judge.oracle.shape[1])
+    states = list(judge.reference.stages(judge.pixels[:1], judge.grid, exact=False, tokens=tokens).values())
     changes = [np.linalg.norm(after - before) / np.linalg.norm(before) for before, after in pairwise(states)]
     return int(np.argmin(changes))

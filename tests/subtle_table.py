@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.fidelity.gate import find_graphs, verify
-from qwen_vl_axera.fidelity.truth import THRESHOLDS
+from qwen_vl_axera.fidelity.gate import find_graphs, judge_graphs, open_clip
+from qwen_vl_axera.fidelity.truth import keeps
 from qwen_vl_axera.files import atomic_write
-from qwen_vl_axera.oracle.record import read_capture, read_pixels
 from tests.subtle import SUBTLE, idle_block, plant
 
 BEGIN, END = "<!-- subtle:begin -->", "<!-- subtle:end -->"
@@ -25,25 +24,26 @@ NONE = "none"
 
 def verdicts(checkpoint: Checkpoint, workdir: Path) -> Iterator[tuple[str, dict]]:
     """Mistake -> the damaged graph's entry in `fidelity.json`; no mistake first."""
-    graph, capture = find_graphs(checkpoint.name, workdir)[0], read_capture(workdir)
-    idle = idle_block(checkpoint, read_pixels(workdir, capture)[0], capture.grid_thw[1:])
-    yield NONE, verify(checkpoint, workdir, [graph])[0]["graphs"][0]
+    path = find_graphs(checkpoint.name, workdir)[0]
+    _, judge = open_clip(checkpoint, workdir)
+    idle = idle_block(judge)
+    yield NONE, judge_graphs([path], judge, checkpoint)[0].report()
     for mistake in SUBTLE:
         with tempfile.TemporaryDirectory(dir=workdir) as place:
-            path = plant(mistake, graph, checkpoint, Path(place) / "planted", idle)
-            report, _ = verify(checkpoint, workdir, [path])
+            planted = plant(mistake, path, checkpoint, Path(place) / "planted", idle)
+            report = judge_graphs([planted], judge, checkpoint)[0].report()
         print(f"{checkpoint.name}: {mistake}: {'PASSES' if report['passed'] else 'caught'}", file=sys.stderr)
-        yield mistake, report["graphs"][0]
+        yield mistake, report
 
 
 def cells(entry: dict) -> list[str]:
     """Ratio, where the error starts, what is named first."""
     exact, problems = entry["exact"], entry["problems"]
-    numeric = [problem for problem in problems if problem.startswith(("the error", "step "))]
+    numeric = [problem for problem in problems if problem.startswith(("the error", "NaN"))]
     named = [problem for problem in problems if problem not in numeric]
     starts = numeric[0].partition("first seen in ")[2] if numeric else ""
     ratio = f"{exact['ratio']:.3g}" if exact else "not finite"
-    wrong = exact is None or exact["ratio"] > THRESHOLDS["error_ratio"]
+    wrong = exact is None or not keeps(exact)
     return [f"**{ratio}**" if wrong else ratio, starts or "–", (named or ["–"])[0].split(":")[0]]
 
 

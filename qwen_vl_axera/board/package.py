@@ -1,9 +1,10 @@
 """Step 6: the directory that goes to the board.
 
 OUT/                 the hub's JSON and tokenizer files, embeddings, axmodels, the runtime's tokenizer files,
-                     preprocess.py, package_model.py (its --check), manifest.json
+                     preprocess.py, package_model.py (its --check), check_board.py, manifest.json
 OUT/video308x308/    the runtime's own config.json and post_config.json, one directory per vision model:
                      what `axllm run` is pointed at
+OUT/check/           the captured frames and what the host said about them: what check_board.py asks the board
 """
 
 import hashlib
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.board import settings
+from qwen_vl_axera.board.clip import CHECK, write_clip
 from qwen_vl_axera.board.settings import VisionModel
+from qwen_vl_axera.board.timing import TimeSettings, time_settings
 from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
@@ -26,7 +29,7 @@ from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 HUB_FILES = ("*.json", "merges.txt", "*.jinja")
-SCRIPTS = ("preprocess.py", "package_model.py")  # both run on the board as they are
+SCRIPTS = ("preprocess.py", "package_model.py", "check_board.py")  # they run on the board as they are
 LAYER = re.compile(layer_file(r"(\d+)", r"(\d+)").replace(".", r"\."))
 
 
@@ -79,14 +82,15 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     """
     directory, workdir = Path(directory), Path(workdir)
     checkpoint.check_counts()
-    _check_directory(checkpoint, directory)
+    check_out(checkpoint.directory, directory)
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; expected the one that export.py wrote to")
     if prefill_len is not None and prefill_len < 1:
         raise InputError(f"--prefill-len {prefill_len}: expected a positive number")
-    directory.mkdir(parents=True, exist_ok=True)
     build_output = workdir / BUILD_OUTPUT
     models = settings.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
+    _check_links(directory, [CHECK, *(model.directory for model in models)])
+    directory.mkdir(parents=True, exist_ok=True)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
     # From here on files are replaced: until the end there is no manifest that could take a mixture for a package.
@@ -101,12 +105,16 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
             Part("vision", [], [f"{graph_stem(checkpoint.name, 'video')}.axmodel"], "export.py, then pulsar2 build")
         )
     post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
-    parts += [layers, post, *_configurations(checkpoint, directory, workdir, models, prefill_len)]
+    capture = settings.find_capture(workdir)
+    time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
+    names = settings.write_settings(checkpoint, directory, models, prefill_len, time)
+    clip = write_clip(checkpoint, directory, workdir, capture, models)
+    parts += [layers, post, Part("runtime's settings", names), Part("frames and answers", clip.files)]
     for name in SCRIPTS:
         copy_file(Path(__file__).resolve().parents[2] / name, directory / name)
     parts.append(Part("scripts", list(SCRIPTS)))
 
-    warnings = _warnings(directory, workdir, models)
+    warnings = _warnings(directory, models, time) + clip.warnings
     missing = sorted(name for part in parts for name in part.missing)
     files = _hash_files(directory, leave_out={checkpoint.directory.resolve(), workdir.resolve()})
     _check_embedding(checkpoint, directory, files)
@@ -121,8 +129,10 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     return Package(directory, parts, warnings, manifest)
 
 
-def _check_directory(checkpoint: Checkpoint, directory: Path) -> None:
-    check_out(checkpoint.directory, directory)
+def _check_links(directory: Path, names: list[str]) -> None:
+    for name in names:
+        if (directory / name).is_symlink():
+            raise InputError(f"{directory / name} is a link, through which the runtime does not find ../: remove it")
 
 
 def _copy_hub_files(source: Path, directory: Path) -> list[str]:
@@ -198,25 +208,8 @@ def _vision(model: VisionModel, directory: Path, build_output: Path) -> Part:
     return _present(directory, f"vision {model.directory}", [model.file], "pulsar2 build")
 
 
-def _configurations(
-    checkpoint: Checkpoint, directory: Path, workdir: Path, models: list[VisionModel], prefill_len: int
-) -> list[Part]:
-    fps, _ = settings.board_fps(settings.find_capture(workdir))
-    names = []
-    for model in models:
-        (directory / model.directory).mkdir(exist_ok=True)
-        config = settings.runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, fps)
-        for name, content in (("config.json", config), ("post_config.json", settings.POST_CONFIG)):
-            write_json(directory / model.directory / name, content)
-            names.append(f"{model.directory}/{name}")
-    return [Part("runtime's settings", names)] if models else []
-
-
-def _warnings(directory: Path, workdir: Path, models: list[VisionModel]) -> list[str]:
-    warnings = []
-    if any(model.mode == "video" for model in models):
-        _, warning = settings.board_fps(settings.find_capture(workdir))
-        warnings += [warning] if warning else []
+def _warnings(directory: Path, models: list[VisionModel], time: TimeSettings) -> list[str]:
+    warnings = [time.warning] if time.warning and any(model.mode == "video" for model in models) else []
     if "%" in str(directory.resolve()):
         warnings.append("the path holds a '%', which the runtime takes for a format: choose another on the board")
     known = {model.directory for model in models}

@@ -4,17 +4,22 @@ They stand in a directory of their own beside the hub's files, whose `config.jso
 name. Keys and accepted values are those of `axllm`; docs/board.md says which of them were never run on a board.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from preprocess import num_patches
+from qwen_vl_axera.board.sizes import misreading
+from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.checkpoint.config import ModelConfig
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import write_json
 from qwen_vl_axera.oracle.record import Capture, read_capture
-
-DEFAULT_FPS = 1
 
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
 POST_CONFIG = {
@@ -48,7 +53,9 @@ class VisionModel:
         return f"{self.mode}{self.size[0]}x{self.size[1]}"
 
 
-def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, fps: int) -> dict:
+def runtime_config(
+    name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, time: TimeSettings
+) -> dict[str, Any]:
     """`config.json` of the runtime. Paths that begin with `../` are taken from the file's own directory.
 
     Args:
@@ -56,7 +63,7 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
         config: the checkpoint's.
         vision: the vision model that this directory is for.
         prefill_len: part of the layers' names.
-        fps: the rate that video frames will be taken at, in whole frames per second.
+        time: what places a clip's steps on the time axis.
     """
     return {
         "model_name": name,
@@ -75,8 +82,8 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
         "vision_patch_size": config.vision.patch_size,
         "vision_temporal_patch_size": config.vision.temporal_patch_size,
         "vision_spatial_merge_size": config.vision.spatial_merge_size,
-        "vision_fps": fps,
-        "vision_tokens_per_second": config.vision.tokens_per_second,
+        "vision_fps": time.fps,
+        "vision_tokens_per_second": time.tokens_per_second,
         "system_prompt": "You are a helpful assistant.",  # what the hub's template adds
         "post_config_path": "post_config.json",
         "use_mmap_load_embed": True,
@@ -86,28 +93,36 @@ def runtime_config(name: str, config: ModelConfig, vision: VisionModel, prefill_
     }
 
 
+def write_settings(
+    checkpoint: Checkpoint, directory: Path, models: list[VisionModel], prefill_len: int, time: TimeSettings
+) -> list[str]:
+    """Writes each vision model's two files into OUT, `directory`, and returns their paths under it."""
+    names = []
+    for model in models:
+        (directory / model.directory).mkdir(exist_ok=True)
+        config = runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, time)
+        for name, content in (("config.json", config), ("post_config.json", POST_CONFIG)):
+            write_json(directory / model.directory / name, content)
+            names.append(f"{model.directory}/{name}")
+    return names
+
+
 def find_capture(workdir: Path) -> Capture | None:
     """The capture in a work directory, or None when there is none."""
-    return read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
+    return _read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
 
 
-def board_fps(capture: Capture | None) -> tuple[int, str | None]:
-    """`vision_fps` for a capture, and a warning where the runtime's whole number says something else.
-
-    Raises:
-        InputError: the capture's rate is no positive number.
-    """
-    if capture is None:
-        return DEFAULT_FPS, f"no {CAPTURE} in the work directory: vision_fps is set to {DEFAULT_FPS}"
-    rate = capture.sample_fps
-    if not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise InputError(
-            f"{CAPTURE}: sample_fps is {rate!r}, expected a positive number; run run_video_by_sec.py again"
-        )
-    fps = max(1, round(rate))
-    if abs(fps - rate) < 1e-3 * rate:
-        return fps, None
-    return fps, f"frames were sampled at {rate:.4g} fps; the runtime takes whole numbers, so vision_fps is {fps}"
+def _read_capture(workdir: Path) -> Capture:
+    """A capture whose numbers are numbers: names of directories and arrays are made from them."""
+    capture = read_capture(workdir)
+    numbers = (*capture.size, *capture.grid_thw)
+    whole = len(numbers) == 5 and all(type(number) is int and number > 0 for number in numbers)
+    rates = capture.sample_fps, capture.second_per_grid_ts
+    if not all(type(rate) in (int, float) and 0 < rate < math.inf for rate in rates):
+        raise InputError(f"{Path(workdir) / CAPTURE}: sample_fps {rates[0]!r}: run run_video_by_sec.py again")
+    if not whole or not isinstance(capture.indices, list) or num_patches(*capture.size) != math.prod(numbers[3:]):
+        raise InputError(f"{Path(workdir) / CAPTURE}: malformed numbers; run run_video_by_sec.py again")
+    return capture
 
 
 def find_vision_models(name: str, directories: list[Path], workdir: Path) -> list[VisionModel]:
@@ -117,7 +132,7 @@ def find_vision_models(name: str, directories: list[Path], workdir: Path) -> lis
     graph's, or else the captured one.
 
     Raises:
-        InputError: a graph or capture.json is unreadable.
+        InputError: a graph or capture.json is unusable, or the runtime would misread a model's size.
     """
     pattern = re.compile(re.escape(name) + r"_vision(_image)?(?:_(\d+)x(\d+))?\.(axmodel|onnx)")
     found: dict[str, re.Match] = {}
@@ -132,6 +147,9 @@ def find_vision_models(name: str, directories: list[Path], workdir: Path) -> lis
         size = (int(match[2]), int(match[3])) if match[2] else _unnamed_size(workdir, stem, mode)
         model = VisionModel(stem, mode, size)
         models.setdefault(model.directory, model)
+    for model in models.values():
+        if problem := misreading(model.size):
+            raise InputError(f"{model.stem}: {problem}; build one of those, and remove this one's files")
     return sorted(models.values(), key=lambda model: model.stem)
 
 
@@ -141,4 +159,4 @@ def _unnamed_size(workdir: Path, stem: str, mode: str) -> tuple[int, int]:
         from qwen_vl_axera.graph.files import load_graph, read_spec
 
         return read_spec(load_graph(graph), graph).size
-    return IMAGE_SIZE if mode == "image" else read_capture(workdir).size
+    return IMAGE_SIZE if mode == "image" else _read_capture(workdir).size

@@ -21,7 +21,7 @@ from PIL import Image
 
 from preprocess import CHANNELS, PATCH_PIXELS, iter_steps, num_patches, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
-from qwen_vl_axera.calibration.manifest import ArchiveFile, Manifest, Sample
+from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
 from qwen_vl_axera.doors import check_memory, kind_of
@@ -129,8 +129,12 @@ def _write_samples(
         for patches in iter_steps(read_frames(sources, picks, taken), size):
             pick = taken.popleft()
             name = f"sample_{len(thumbnails):05d}{SUFFIXES[format]}"
+            changes = None
+            if not thumbnails:  # the sample that is there whatever calibration_size says
+                patches, changes = widen_range(patches)
             thumbnails.append(thumbnail(patches, size))
-            written.append(writer.submit(_write_sample, building, tar, name, sources[pick.source], pick, patches))
+            source = sources[pick.source]
+            written.append(writer.submit(_write_sample, building, tar, name, source, pick, patches, changes))
             if len(written) > 2:  # the disk lags behind: wait instead of holding ever more samples
                 samples.append(written.popleft().result())
             stage.advance()
@@ -142,7 +146,13 @@ def _write_samples(
 
 
 def _write_sample(
-    building: Path, tar: tarfile.TarFile, name: str, source: Source, pick: Pick, patches: np.ndarray
+    building: Path,
+    tar: tarfile.TarFile,
+    name: str,
+    source: Source,
+    pick: Pick,
+    patches: np.ndarray,
+    changes: list[Change] | None,
 ) -> Sample:
     """Writes one sample to its file and to the archive."""
     encoded = encode(patches, name)
@@ -157,7 +167,38 @@ def _write_sample(
     tar.addfile(member, encoded)
     tar.members.clear()  # tarfile keeps them all for reading back
     timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
-    return Sample(name, source.files(pick.frames), list(pick.frames), timestamps, digest)
+    return Sample(name, source.files(pick.frames), list(pick.frames), timestamps, digest, changes)
+
+
+def widen_range(patches: np.ndarray) -> tuple[np.ndarray, list[Change] | None]:
+    """Takes the darkest red value of a sample to 0 and its brightest blue one to 255.
+
+    The compiler takes the input's range from the archive: with 238 as its brightest value, every brighter pixel on
+    the board would be clipped, and the step would be 238/255 instead of 1. Red and blue, because they reach the lowest
+    and the highest value once mean and std are applied.
+
+    Args:
+        patches: uint8 (S, 392, 3).
+
+    Returns:
+        The patches, and what was changed.
+    """
+    patches, changes = patches.copy(), []
+    for channel, find, level in ((0, np.argmin, 0), (2, np.argmax, 255)):
+        patch, pixel = np.unravel_index(find(patches[..., channel]), patches.shape[:2])
+        place = int(patch), int(pixel), channel
+        if patches[place] != level:
+            changes.append(Change(place, int(patches[place]), level))
+            patches[place] = level
+    return patches, changes or None
+
+
+def restore_range(patches: np.ndarray, changes: Sequence[Change] | None) -> np.ndarray:
+    """The inverse of `widen_range`."""
+    patches = patches.copy()
+    for change in changes or ():
+        patches[change.index] = change.before
+    return patches
 
 
 def encode(patches: np.ndarray, name: str) -> io.BytesIO:

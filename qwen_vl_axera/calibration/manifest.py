@@ -14,6 +14,20 @@ MADE_BY = "get_calib.py"
 
 
 @record
+class Change:
+    """A value of a sample that is not the frame's, so that the set's range is that of pixels.
+
+    Attributes:
+        index: patch, pixel within it and channel, of uint8 (S, 392, 3).
+        before, after: the frame's value, and the sample's.
+    """
+
+    index: tuple[Count, Count, Count]
+    before: Count
+    after: Count
+
+
+@record
 class Sample:
     """One sample.
 
@@ -23,6 +37,7 @@ class Sample:
         frames: their numbers there, from 0; twice the same for a still.
         timestamps: of the frames in seconds; None where time has no meaning.
         sha256: of the file.
+        range: what was changed in it; None: nothing.
     """
 
     file: Annotated[str, Field(pattern=r"^[^/\\\x00]+\.(npy|png)$")]
@@ -30,6 +45,7 @@ class Sample:
     frames: Annotated[list[Count], Field(min_length=TEMPORAL_PATCH_SIZE, max_length=TEMPORAL_PATCH_SIZE)]
     timestamps: list[Amount] | None
     sha256: Sha256
+    range: list[Change] | None = None
 
 
 @record

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qwen_vl_axera.files import read_record
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_record, write_record
 from qwen_vl_axera.record import Amount, Count, Text, record
 
 
@@ -37,3 +38,12 @@ def read_steps(path: Path) -> list[StepCost]:
         InputError: it is missing or not such a list.
     """
     return read_record(path, list[StepCost], "export_video.sh")
+
+
+def add_step(path: Path, cost: StepCost) -> None:
+    """Adds a step's entry to `steps.json`, in place of its earlier one; an unusable file is begun anew."""
+    try:
+        others = [entry for entry in read_steps(path) if entry.name != cost.name]
+    except InputError:
+        others = []
+    write_record(path, list[StepCost], [*others, cost])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
-from qwen_vl_axera.contract import CHIP, CHIPS, KV_CACHE_LEN, PARALLEL, PREFILL_LEN
+from qwen_vl_axera.contract import CHIP, CHIPS, KV_CACHE_LEN, PARALLEL, PREFILL_LEN, RECIPES
 from qwen_vl_axera.errors import InputError
 
 
@@ -54,6 +54,12 @@ def chip(text: str) -> str:
     return text
 
 
+def recipe(text: str) -> str:
+    if text not in RECIPES:
+        raise ValueError(" or ".join(RECIPES))
+    return text
+
+
 # name -> how its text is read, and what it is when it is not set
 VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "SIZE": (size, None),
@@ -65,6 +71,7 @@ VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "KV_CACHE_LEN": (count, KV_CACHE_LEN),
     "PARALLEL": (count, PARALLEL),
     "CHIP": (chip, CHIP),
+    "QUANTIZE": (recipe, RECIPES[0]),
 }
 
 

@@ -5,26 +5,24 @@ checkpoint; the answers, measured by `truth`, say whether that is transformers' 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from preprocess import MERGE_SIZE
-from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.chat import LanguageModel
-from qwen_vl_axera.fidelity.metrics import compare, token_cosine_distances, token_rms
-from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.fidelity.metrics import token_cosine_distances
 from qwen_vl_axera.fidelity.text import check_text
-from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth, keeps
+from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth
+from qwen_vl_axera.fidelity.verdict import Graph, judge_answers, run_graph
+from qwen_vl_axera.files import sha256_file
 from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_exact, read_oracle, read_pixels
-
-SHOWN = 20  # problems of a graph
 
 
 def find_graphs(checkpoint_name: str, workdir: Path) -> list[Path]:
@@ -66,119 +64,40 @@ def capture_other_clip(
     return directory
 
 
-@dataclass
-class Graph:
-    """One graph under test.
-
-    Attributes:
-        path: its file.
-        tokens: what it made of the clip, float32 (T, N, C).
-        steps: its figures, as in `fidelity.json`.
-        exact: those of all exact steps together; None where the answer is not finite.
-        problems: what is wrong with it, a line each.
-        suspect: the step and the errors of its tokens (N,) to look at when it is wrong.
-    """
-
-    path: Path
-    tokens: np.ndarray
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    exact: dict[str, float] | None = None
-    problems: list[str] = field(default_factory=list)
-    suspect: tuple[int, np.ndarray] | None = None
-
-    def report(self) -> dict[str, Any]:
-        """Its entry in `fidelity.json`."""
-        return {
-            "file": self.path.name,
-            "passed": not self.problems,
-            "steps": self.steps,
-            "exact": self.exact,
-            "problems": self.problems[:SHOWN],
-        }
-
-
-def run_graph(path: Path, pixels: np.ndarray, oracle: np.ndarray) -> Graph:
-    """Runs a graph over a clip, step by step.
+def open_clip(checkpoint: Checkpoint, workdir: Path, device: str = "cpu") -> tuple[Capture, Judge]:
+    """What run_video_by_sec.py left, and a judge of graphs over it.
 
     Args:
-        path: the graph.
-        pixels: uint8 (T, S, 392, 3).
-        oracle: float32 (T, N, C).
+        checkpoint: the model.
+        workdir: the work directory.
+        device: of transformers' tower, where it must run again.
 
     Raises:
-        InputError: it is of another size or width.
+        InputError: a file is missing or belongs to something else.
     """
-    tower, outputs = OnnxTower(path), []
-    with progress.stage(path.name, len(pixels), unit="step") as stage:
-        for patches, expected in zip(pixels, oracle, strict=True):
-            tokens = tower.step(np.ascontiguousarray(patches))
-            if tokens.shape != expected.shape:
-                raise InputError(
-                    f"{path}: gives tokens of shape {list(tokens.shape)}, transformers {list(expected.shape)}: "
-                    "graph and capture are of different checkpoints"
-                )
-            outputs.append(tokens)
-            stage.advance()
-    return Graph(path, np.stack(outputs))
-
-
-def judge_answers(graph: Graph, judge: Judge) -> None:
-    """Fills in a graph's figures and what is wrong with its answers."""
-    graph.steps = [
-        compare(np.asarray(expected), tokens) | {"passed": True}
-        for expected, tokens in zip(judge.oracle, graph.tokens, strict=True)
-    ]
-    broken = [number for number, tokens in enumerate(graph.tokens) if not np.isfinite(tokens).all()]
-    for number in broken:
-        refuse(graph, [number], f"step {number} holds NaN or infinite values")
-    if broken:
-        graph.suspect = broken[0], 1.0 - np.isfinite(graph.tokens[broken[0]]).all(-1)
-        return
-    judge.check_truth(graph.tokens)
-    graph.exact = judge_steps(graph, judge, judge.truth)
-    bound = judge.bound()
-    for number in sorted(set(range(len(graph.tokens))) - set(judge.truth.steps)):
-        distance = judge.distance(number, graph.tokens[number])
-        graph.steps[number]["bound"] = {"distance": distance, "limit": bound}
-        if distance <= bound:
-            continue
-        if keeps(graph.exact):
-            judge_steps(graph, judge, judge.truth_of(number))
-        else:  # the graph is wrong already
-            graph.steps[number]["passed"] = False
-
-
-def judge_steps(graph: Graph, judge: Judge, truth: Truth) -> dict[str, float]:
-    """Measures steps whose exact answer is known, all of them together."""
-    tokens = graph.tokens[truth.steps]
-    figures = judge.figures(truth, tokens)
-    for place, number in enumerate(truth.steps):
-        graph.steps[number]["exact"] = truth.step_figures(place, tokens)
-    if keeps(figures):
-        return figures
-    ratios = truth.token_ratios(tokens)
-    place, token = np.unravel_index(int(ratios.argmax()), ratios.shape)
-    graph.suspect = truth.steps[place], token_rms(tokens[place] - truth.exact[place])
-    limits = THRESHOLDS["error_ratio"], THRESHOLDS["token_error_ratio"]
-    if figures["ratio"] > limits[0]:
-        what = f"the error is {times(figures['ratio'])} transformers' own (at most {limits[0]:g})"
-    else:
-        what = (
-            f"the error of token {token} in step {truth.steps[place]} is {times(figures['token_ratio'])} "
-            f"transformers' own (at most {limits[1]:g})"
+    capture = read_capture(workdir)
+    if capture.checkpoint != checkpoint.name:
+        raise InputError(
+            f"{workdir}: the capture was made from {capture.checkpoint}, not from {checkpoint.name}: "
+            "run run_video_by_sec.py again"
         )
-    refuse(graph, truth.steps, what)
-    return figures
+    pixels, oracle, config = read_pixels(workdir, capture), read_oracle(workdir, capture), checkpoint.config.vision
+    truth = Truth(capture.exact_steps, read_exact(workdir, capture), [np.asarray(oracle[capture.exact_steps])])
+
+    def load() -> Any:
+        return checkpoint.tower.reference(checkpoint, config, device)
+
+    return capture, Judge(pixels, oracle, truth, capture.grid_thw[1:], load)
 
 
-def refuse(graph: Graph, steps: Sequence[int], problem: str) -> None:
-    graph.problems.append(problem)
-    for number in steps:
-        graph.steps[number]["passed"] = False
-
-
-def times(value: float) -> str:
-    return f"{value:.3g} times" if value < 1e6 else "more than a million times"
+def judge_graphs(paths: Sequence[Path], judge: Judge, checkpoint: Checkpoint) -> list[Graph]:
+    """Runs graphs over a clip and says what is wrong with each: its answers, where that starts, its structure."""
+    graphs = [run_graph(path, judge.pixels, judge.oracle) for path in paths]
+    for graph in graphs:
+        judge_answers(graph, judge)
+    say_where(graphs, judge, checkpoint)
+    check_conformity(graphs, checkpoint)
+    return graphs
 
 
 def check_conformity(graphs: Sequence[Graph], checkpoint: Checkpoint) -> None:
@@ -200,7 +119,7 @@ def check_conformity(graphs: Sequence[Graph], checkpoint: Checkpoint) -> None:
         graph.problems += known[key]
 
 
-def say_where(graphs: Sequence[Graph], judge: Judge, layout: Any) -> None:
+def say_where(graphs: Sequence[Graph], judge: Judge, checkpoint: Checkpoint) -> None:
     """Adds to the first graph with a wrong answer in which block the error starts."""
     from qwen_vl_axera.fidelity.blocks import first_wrong_stage
 
@@ -208,6 +127,7 @@ def say_where(graphs: Sequence[Graph], judge: Judge, layout: Any) -> None:
     if graph is None:
         return
     step, errors = graph.suspect
+    layout = checkpoint.tower.layout(checkpoint.config.vision, read_spec(load_graph(graph.path), graph.path).size)
     patches = np.ascontiguousarray(judge.pixels[step])
     stage = first_wrong_stage(graph.path, judge.reference, layout, patches, judge.grid, errors)
     if stage:
@@ -263,30 +183,17 @@ def verify(
     Raises:
         InputError: a file is missing or belongs to something else.
     """
-    capture = read_capture(workdir)
-    if capture.checkpoint != checkpoint.name:
-        raise InputError(
-            f"{workdir}: the capture was made from {capture.checkpoint}, not from {checkpoint.name}: "
-            "run run_video_by_sec.py again"
-        )
-    pixels, oracle, config = read_pixels(workdir, capture), read_oracle(workdir, capture), checkpoint.config.vision
-    truth = Truth(capture.exact_steps, read_exact(workdir, capture), [np.asarray(oracle[capture.exact_steps])])
-    judge = Judge(
-        pixels, oracle, truth, capture.grid_thw[1:], lambda: checkpoint.tower.reference(checkpoint, config, device)
-    )
-    tested = [run_graph(path, pixels, oracle) for path in graphs]
-    for graph in tested:
-        judge_answers(graph, judge)
-    say_where(tested, judge, checkpoint.tower.layout(config, capture.size))
-    check_conformity(tested, checkpoint)
+    capture, judge = open_clip(checkpoint, workdir, device)
+    tested = judge_graphs(graphs, judge, checkpoint)
     text: list[dict[str, Any]] = []
     if prompts and np.isfinite(tested[0].tokens).all():
         model = LanguageModel(checkpoint.directory, dtype, device)
-        flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(oracle), tested[0].tokens)]
+        flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), tested[0].tokens)]
         text = check_text(model, capture, prompts, *flat, max_new_tokens)
     reports = [graph.report() for graph in tested]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
     report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
+    report |= {"pixels_sha256": sha256_file(Path(workdir) / PIXELS)}  # which clip this is about
     return report, token_maps(tested, judge, token_grid(capture))
 
 

@@ -99,6 +99,13 @@ def _grids(grids, name: str) -> list[tuple[int, int, int]]:
     return [tuple(int(side) for side in row) for row in array]
 
 
+def time_positions(steps: int, second_per_grid: float, tokens_per_second: float) -> np.ndarray:
+    """Where the steps of a clip stand on the time axis: int64 (steps,), from 0 on."""
+    # In float32 and in this order, as in the models' own code: the cut to an integer depends on it.
+    times = np.arange(steps, dtype=np.float32) * np.float32(second_per_grid) * np.float32(tokens_per_second)
+    return times.astype(np.int64)
+
+
 def _grid_positions(
     grid: tuple[int, int, int], second_per_grid: float, spatial_merge_size: int, tokens_per_second: float
 ) -> np.ndarray:
@@ -106,10 +113,8 @@ def _grid_positions(
     steps, height, width = grid
     if height % spatial_merge_size or width % spatial_merge_size:
         raise InputError(f"grid {grid}: rows and columns must be multiples of {spatial_merge_size}")
-    # In float32 and in this order, as in the models' own code: the cut to an integer depends on it.
-    times = np.arange(steps, dtype=np.float32) * np.float32(second_per_grid) * np.float32(tokens_per_second)
     axes = np.meshgrid(
-        times.astype(np.int64),
+        time_positions(steps, second_per_grid, tokens_per_second),
         np.arange(height // spatial_merge_size),
         np.arange(width // spatial_merge_size),
         indexing="ij",

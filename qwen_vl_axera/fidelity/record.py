@@ -5,7 +5,7 @@ from typing import Literal
 
 from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.files import plain, read_record
-from qwen_vl_axera.record import Amount, Count, Positive, Text, record
+from qwen_vl_axera.record import Amount, Count, Positive, Sha256, Text, record
 
 
 @record
@@ -33,11 +33,13 @@ class GraphErrors(StepErrors):
     """Errors of all exact steps together.
 
     Attributes:
-        token_ratio: of the worst token.
+        typical_token_ratio: of the median token.
+        worst_token_ratio: of the worst token.
         float32_runs: of transformers, that its own error was measured with.
     """
 
-    token_ratio: Amount
+    typical_token_ratio: Amount
+    worst_token_ratio: Amount
     float32_runs: Positive
 
 
@@ -71,10 +73,15 @@ class Step(Figures):
 
 @record
 class Thresholds:
-    """The largest ratios of errors that pass: over all exact steps, and of a token."""
+    """The largest ratios that pass: over all exact steps, of the median token, and of the worst."""
 
-    error_ratio: Amount
-    token_error_ratio: Amount
+    ratio: Amount
+    typical_token_ratio: Amount
+    worst_token_ratio: Amount
+
+    def keeps(self, errors: GraphErrors) -> bool:
+        """Whether a graph's errors are within them."""
+        return within(plain(errors), plain(self))
 
 
 @record
@@ -103,8 +110,7 @@ class Graph:
             and bool(self.steps)
             and all(step.holds for step in self.steps)
             and self.exact is not None
-            and self.exact.ratio <= thresholds.error_ratio
-            and self.exact.token_ratio <= thresholds.token_error_ratio
+            and thresholds.keeps(self.exact)
         )
 
 
@@ -128,24 +134,38 @@ class Difference:
 
 @record
 class Answer:
-    """Greedy text from transformers' features and from the graph's; `tokens` counts the former."""
+    """Greedy text from transformers' features and from the graph's.
+
+    Attributes:
+        prompt: the question.
+        reference, onnx: the words.
+        tokens: of the reference.
+        equal: token by token.
+        reference_ids, onnx_ids: the tokens, a stop token included.
+        complete: whether the reference ended by itself.
+        first_difference: where they differ.
+    """
 
     prompt: str
     reference: str
     onnx: str
     tokens: Count
     equal: bool
+    reference_ids: list[Count]
+    onnx_ids: list[Count]
+    complete: bool
     first_difference: Difference | None = None
 
 
 @record
 class Fidelity:
-    """`fidelity.json`: the gate's verdict and its figures."""
+    """`fidelity.json`: the gate's verdict and its figures; `pixels_sha256` says of which clip."""
 
     passed: bool
     thresholds: Thresholds
     graphs: list[Graph]
     text: list[Answer]
+    pixels_sha256: Sha256
 
     @property
     def holds(self) -> bool:

@@ -43,6 +43,9 @@ def text_entry(model: LanguageModel, prompt: str, reference: list[Token], actual
         "onnx": model.text(actual),
         "tokens": len(reference),
         "equal": True,
+        "reference_ids": [token.id for token in reference],
+        "onnx_ids": [token.id for token in actual],
+        "complete": bool(reference) and reference[-1].id in model.stop_ids,  # not cut at max_new_tokens
     }
     number = first_difference(reference, actual)
     if number is not None:

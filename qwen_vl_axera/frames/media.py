@@ -19,10 +19,10 @@ from preprocess import (
     MAX_PIXELS,
     MIN_PIXELS,
     TEMPORAL_PATCH_SIZE,
+    automatic_size,
     check_aspect_ratio,
     check_size,
     frame_shape,
-    smart_resize,
 )
 from qwen_vl_axera.contract import NUM_FRAMES
 from qwen_vl_axera.doors import check_file, check_memory, open_file
@@ -146,7 +146,8 @@ def frame_size(
     Args:
         clip: its first frame decides.
         size: height and width to use as they are.
-        max_pixels, min_pixels: bounds of the area for Qwen's own rule (default: 308·308 and 56·56).
+        max_pixels, min_pixels: bounds of the area (default: 308·308 and 56·56) for Qwen's own rule; a size
+            that the board would misread gives way to its neighbour.
 
     Raises:
         InputError: a side is no multiple of 28 (the message names the nearest), or the bounds make no sense.
@@ -156,7 +157,7 @@ def frame_size(
             return check_size(*size)
         most = MAX_PIXELS if max_pixels is None else max_pixels
         least = min(MIN_PIXELS, most) if min_pixels is None else min_pixels
-        return smart_resize(*clip.shape, min_pixels=least, max_pixels=most)
+        return automatic_size(*clip.shape, min_pixels=least, max_pixels=most)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -58,23 +58,13 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
     shapes: dict[tuple[str, tuple[int, ...]], str] = {}
     low, high, thumbnails, count = np.inf, -np.inf, [], 0
     known = size is not None
-    try:
-        # "r:": not compressed, as get_calib.py writes it; a few compressed bytes would unpack into any number.
-        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                tar.members.clear()  # tarfile keeps them all
-                values, kind = _read_member(tar, member)
-                shapes.setdefault((kind, values.shape), member.name)
-                if len(shapes) > 1:
-                    break  # said below, and no more of it is read
-                low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
-                if known and values.shape == (1, 3, num_patches(*size), 392):
-                    thumbnails.append(thumbnail(_as_pixels(values), size))
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-    except Exception as error:  # whatever damaged headers lead tarfile to
-        raise InputError(f"{path}: not a readable tar archive ({error})") from None
+    for values, name, kind in iter_samples(path):
+        shapes.setdefault((kind, values.shape), name)
+        if len(shapes) > 1:
+            break  # said below, and no more of it is read
+        low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
+        if known and values.shape == (1, 3, num_patches(*size), 392):
+            thumbnails.append(thumbnail(as_pixels(values), size))
     if not count:
         raise InputError(f"{path}: holds no sample")
     if len(shapes) > 1:
@@ -83,6 +73,29 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
     ((kind, shape),) = shapes
     near = count_near(thumbnails) if len(thumbnails) == count else None
     return Archive(kind, count, shape, low, high, _kind_of_values(low, high), near)
+
+
+def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, str, str]]:
+    """The members of a tar archive, one at a time.
+
+    Yields:
+        float32 (1, 3, S, 392), the member's name, and its format: "numpy" or "image".
+
+    Raises:
+        InputError: as `read_archive`.
+    """
+    try:
+        # "r:": not compressed, as get_calib.py writes it; a few compressed bytes would unpack into any number.
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members.clear()  # tarfile keeps them all
+                values, kind = _read_member(tar, member)
+                yield values, member.name, kind
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    except Exception as error:  # whatever damaged headers lead tarfile to
+        raise InputError(f"{path}: not a readable tar archive ({error})") from None
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[np.ndarray, str]:
@@ -134,7 +147,7 @@ def _kind_of_values(low: float, high: float) -> str:
     return "other"
 
 
-def _as_pixels(values: np.ndarray) -> np.ndarray:
+def as_pixels(values: np.ndarray) -> np.ndarray:
     """A sample as uint8 (S, 392, 3) for looking."""
     patches = values[0].transpose(1, 2, 0)
     if patches.min() < 0:
@@ -166,6 +179,12 @@ def archive_checks(archive: Archive, contract: str, expected: tuple[int, ...] | 
         yield Check("archive values", "failed", f"every value is {archive.minimum:g}", CALIBRATE_AGAIN)
     elif archive.values == wanted:
         yield Check("archive values", "ok", f"{bounds}: {wanted}")
+        if wanted == "pixels" and (archive.minimum, archive.maximum) != (0, LEVELS):
+            detail = (
+                f"the samples reach {bounds}: the compiler takes the input's range from them, so pixels beyond are "
+                f"clipped on the board, and a step of the input is {(archive.maximum - archive.minimum) / LEVELS:.3g}"
+            )
+            yield Check("archive range", "warning", detail, f"{CALIBRATE_AGAIN}: it makes the range 0 to {LEVELS}")
     else:
         found = {"unit": "0..1, not 0..255", "other": "neither pixels nor normalised values"}
         detail = f"{bounds}: {found.get(archive.values, archive.values)}; the graph was exported for {contract}"

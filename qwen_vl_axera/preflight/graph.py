@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from preprocess import MEAN, STD
+from qwen_vl_axera.board.sizes import misreading
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import INPUT_NAME, OUTPUT_NAME, GraphSpec
 from qwen_vl_axera.preflight.checks import SHOWN, Check, some
@@ -29,6 +30,8 @@ def graph_checks(checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict,
     else:
         detail = f"{path.name}: {len(model.graph.node)} nodes, all in the operator list of AX650"
         yield Check("graph operators", "ok", detail)
+    if problem := misreading(spec.size):
+        yield Check("graph size", "warning", problem, "capture and export again with one of those sizes")
     yield from _interface(checkpoint, model, spec, path)
     yield from _metadata(checkpoint, spec, metadata)
     yield from _weights(checkpoint, model, path)

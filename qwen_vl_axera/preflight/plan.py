@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
+from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -212,6 +214,9 @@ class Preflight:
             )
         else:
             yield Check("prompt", "ok", f"{detail}, fit the prefill of {room}")
+        tokens_per_second = load_checkpoint_config(plan.checkpoint).vision.tokens_per_second
+        if problem := late_clip(capture, tokens_per_second, plan.kv_cache_len):
+            yield Check("clip length", "warning", problem, "take frames closer together, or a larger KV_CACHE_LEN")
         left = plan.kv_cache_len - count
         if left < 0 or room > plan.kv_cache_len:
             detail = f"{max(count, room)} tokens do not fit {plan.kv_cache_len}"

@@ -33,4 +33,14 @@ def expected_patches(sample: dict) -> np.ndarray:
     else:
         pair = [Image.open(path) for path in (sample["source"][0], sample["source"][-1])]
     resized = [image.convert("RGB").resize(SIZE[::-1], Image.Resampling.BICUBIC) for image in pair]
-    return patchify(np.stack(resized))[0]
+    return with_range(patchify(np.stack(resized))[0], sample)
+
+
+def with_range(patches: np.ndarray, sample: dict) -> np.ndarray:
+    """Patches with what the manifest says was changed in a sample."""
+    patches = patches.copy()
+    for change in sample.get("range", ()):
+        place = tuple(change["index"])
+        assert patches[place] == change["before"]
+        patches[place] = change["after"]
+    return patches

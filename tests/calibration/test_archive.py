@@ -11,10 +11,12 @@ from PIL import Image
 
 from preprocess import unpatchify
 from qwen_vl_axera.calibration import archive as calibration
-from qwen_vl_axera.calibration.archive import count_near, make_calibration_set
+from qwen_vl_axera.calibration.archive import count_near, make_calibration_set, restore_range, widen_range
+from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.calibration.sources import open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.frames.video import VideoStream
+from qwen_vl_axera.preflight.archive import read_archive
 from tests.calibration.calibrate import SIZE, calibrate, expected_patches
 
 
@@ -27,6 +29,32 @@ def test_numpy_samples_are_the_graphs_input(media, tmp_path):
         values = np.load(io.BytesIO(data), allow_pickle=False)
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (np.float32, (1, 3, 24, 392), True)
         assert np.array_equal(values[0].transpose(1, 2, 0), expected_patches(sample))
+
+
+@pytest.mark.parametrize("format", ["numpy", "image"])
+def test_two_values_of_one_sample_make_the_range_exact(tmp_path, format):
+    dull = np.random.default_rng(4).integers(40, 200, (8, 56, 84, 3), np.uint8)
+    (tmp_path / "dull").mkdir()
+    for number, frame in enumerate(dull):
+        Image.fromarray(frame).save(tmp_path / "dull" / f"{number}.png")
+    _, calib = calibrate(tmp_path / "dull", workdir=tmp_path, more=["--format", format, "--num-samples", "3"])
+    archive = read_archive(calib / "hidden_states.tar")
+    assert (archive.minimum, archive.maximum) == (0, 255)
+    first, *others = read_manifest(calib).samples
+    assert [change.after for change in first.range] == [0, 255]
+    assert not any(sample.range for sample in others)
+    if format == "numpy":
+        kept = np.load(calib / first.file)[0].transpose(1, 2, 0).astype(np.uint8)
+        original = restore_range(kept, first.range)
+        assert (original != kept).sum() == 2
+        assert (original.min(), original.max()) == (40, 199)
+
+
+def test_a_full_range_is_left_alone():
+    patches = np.random.default_rng(4).integers(0, 256, (24, 392, 3), np.uint8)
+    kept, changes = widen_range(patches)
+    assert changes is None
+    assert np.array_equal(kept, patches)
 
 
 def test_image_samples_are_lossless(media, tmp_path):

@@ -16,7 +16,7 @@ from qwen_vl_axera.calibration.sources import Source, open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import write_array, write_record
 from qwen_vl_axera.oracle.record import Capture
-from tests.calibration.calibrate import SIZE, calibrate
+from tests.calibration.calibrate import SIZE, calibrate, with_range
 
 
 def test_the_seed_chooses_frames(media, tmp_path):
@@ -107,6 +107,7 @@ def test_a_captured_clip_that_is_gone(media, tmp_path, capsys):
     manifest, calib = calibrate(workdir=tmp_path)
     assert "gone" in capsys.readouterr().err
     values = np.stack([np.load(calib / sample["file"])[0] for sample in manifest["samples"]])
-    assert np.array_equal(values.transpose(0, 2, 3, 1), pixels)
+    expected = [with_range(*pair) for pair in zip(pixels, manifest["samples"], strict=True)]
+    assert np.array_equal(values.transpose(0, 2, 3, 1), expected)
     with pytest.raises(InputError, match="56x84, not 84x84"):
         calibrate(workdir=tmp_path, more=["--size", "84", "84"])

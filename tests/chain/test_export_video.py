@@ -63,9 +63,13 @@ def test_calibration_samples_are_the_graphs_input(host):
     base, _ = host
     pixels = np.load(base / "pixels.npy")
     inputs = [to_graph_input(step) for step in pixels]
+    samples = json.loads((base / "calib" / "manifest.json").read_text())["samples"]
     with tarfile.open(base / "calib" / "hidden_states.tar") as tar:
-        for member in tar:
+        for member, entry in zip(tar, samples, strict=True):
             sample = np.load(io.BytesIO(tar.extractfile(member).read()))
+            for change in entry.get("range", ()):  # two values of the first sample
+                patch, pixel, channel = change["index"]
+                sample[0, channel, patch, pixel] = change["was"]
             assert (sample.dtype, sample.shape) == (np.float32, inputs[0].shape)
             assert any(np.array_equal(sample, given) for given in inputs)
 
@@ -253,6 +257,8 @@ def test_a_missing_video(tiny_dir, tmp_path):
         ({"PARALLEL": "0"}, "PARALLEL=0"),
         ({"KV_CACHE_LEN": "511"}, "does not fit a kv cache of 511"),
         ({"SIZE": "300 308"}, "the nearest is 308 308"),
+        ({"QUANTIZE": "all8"}, "QUANTIZE=all8: expected vendor or mixed"),
+        ({"QUANTIZE": "mixed"}, "config_video_mixed.json is missing: run this once with --host-only"),
     ],
 )
 def test_bad_variables_are_refused_before_the_first_step(tiny_dir, frames_dir, tmp_path, variables, message):
@@ -267,6 +273,15 @@ def test_the_checkpoint_is_not_written_into(tiny_dir, frames_dir, tmp_path):
     process = export_video(tiny_dir, frames_dir, env={"WORKDIR": tmp_path, "OUT": tiny_dir})
     assert process.returncode == 2 and "lies in the checkpoint" in process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_was_searched_is_built_with(tiny_dir, frames_dir, tmp_path):
+    (tmp_path / "config_video_mixed.json").write_bytes((ROOT / "config_video.json").read_bytes())
+    env = {"WORKDIR": tmp_path, "OUT": tmp_path / "out", "QUANTIZE": "mixed"}
+    process = export_video(tiny_dir, frames_dir, "--dry-run", env=env)
+    assert process.returncode == 0, process.stderr
+    assert f"preflight.py {tiny_dir} --config {tmp_path}/config_video_mixed.json" in process.stdout
+    assert f"{ROOT}/config_video.json" not in process.stdout
 
 
 def test_the_demo_clip_is_announced(tiny_dir, tmp_path):

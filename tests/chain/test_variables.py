@@ -41,6 +41,7 @@ def test_values():
         ({"PREFILL_LEN": "2048"}, "does not fit a kv cache of 1023"),
         ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip that"),
         ({"CHIP": "M57"}, "both know: AX650, AX620E"),
+        ({"QUANTIZE": "all8"}, "QUANTIZE=all8: expected vendor or mixed"),
         ({"CHIP": "LAMBERT"}, "both know: AX650, AX620E"),
     ],
 )

@@ -96,7 +96,12 @@ class Bench:
         worst: dict[str, float] = {}
         for exact, expected, tokens in zip(self.exact, self.expected, actual, strict=True):
             figures = compare(expected, tokens) | Truth([0], exact[None], [expected[None]]).figures(tokens[None])
-            for name, choose in (("ratio", max), ("token_ratio", max), ("min_token_cosine", min)):
+            for name, choose in (
+                ("ratio", max),
+                ("typical_token_ratio", max),
+                ("worst_token_ratio", max),
+                ("min_token_cosine", min),
+            ):
                 worst[name] = choose(figures[name], worst.get(name, figures[name]))
         return worst
 

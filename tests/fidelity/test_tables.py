@@ -29,21 +29,22 @@ def test_the_fidelity_table_shows_the_ratio_and_what_is_wrong():
         "file": "a.onnx",
         "passed": False,
         "steps": [good | {"passed": True}, bad | {"passed": False, "exact": exact}],
-        "exact": exact | {"token_ratio": 20.0, "float32_runs": 9},
+        "exact": exact | {"typical_token_ratio": 12.0, "worst_token_ratio": 20.0, "float32_runs": 9},
         "problems": ["the error is 12.9 times transformers' own (at most 5), first seen in block 5"],
     }
-    broken = graph | {"file": "b.onnx", "exact": None, "problems": ["step 0 holds NaN or infinite values"]}
+    broken = graph | {"file": "b.onnx", "exact": None, "problems": ["NaN or infinite values in step 0"]}
     shown = fidelity_table({"graphs": [graph, broken], "thresholds": truth.THRESHOLDS})
     head, *rows = shown.splitlines()
     assert head.split()[-1] == "ratio"
     assert [row.split()[-2:] for row in rows[:4]] == [["–", "ok"], ["12.9", "FAILED"]] * 2
-    assert "a.onnx: error 1.29e-05, transformers' own 1.00e-06: ratio 12.9, of the worst token 20" in rows
     assert (
-        f"ratio ≤ {truth.THRESHOLDS['error_ratio']:g}, of a token ≤ {truth.THRESHOLDS['token_error_ratio']:g}" in shown
+        "a.onnx: error 1.29e-05, transformers' own 1.00e-06: ratio 12.9, of a typical token 12, of the worst 20" in rows
     )
+    limits = "ratio {ratio:g}, of a typical token {typical_token_ratio:g}, of the worst {worst_token_ratio:g}"
+    assert f"limits: {limits.format(**truth.THRESHOLDS)}" in shown
     assert rows[-2:] == [
         "a.onnx: the error is 12.9 times transformers' own (at most 5), first seen in block 5",
-        "b.onnx: step 0 holds NaN or infinite values",
+        "b.onnx: NaN or infinite values in step 0",
     ]
 
 

@@ -27,7 +27,7 @@ def place(tmp_path):
     errors = {f"{GRAPH}/cosine_distance": distances, f"{GRAPH}/error_ratio": np.full(SHAPE, np.nan)}
     steps = [Step(**compare(*pair), passed=True) for pair in zip(reference, tokens, strict=True)]
     write_token_errors(tmp_path / "fidelity_tokens.npz", errors, [tmp_path / GRAPH], tmp_path)
-    return tmp_path, Graph(GRAPH, True, steps, GraphErrors(1.0, 1.0, 1.0, 1.0, 1), []), distances
+    return tmp_path, Graph(GRAPH, True, steps, GraphErrors(1.0, 1.0, 1.0, 1.0, 1.0, 1), []), distances
 
 
 def read(place):

@@ -73,6 +73,9 @@ BROKEN_ARCHIVES = {
     ),
     "values beyond 255": (every(lambda sample: sample * 2), "archive values", "neither pixels nor"),
     "nothing but one value": (every(lambda sample: sample * 0 + 7), "archive values", "every value is 7"),
+    "a range that the board's pixels leave": (
+        every(lambda sample: np.clip(sample, 20, 238)), "archive range", "reach 20 to 238",
+    ),
     "one picture": (
         lambda state: pack(state.archive, numbered([next(samples())] * SAMPLES)),
         "archive diversity", f"{SAMPLES - 1} of {SAMPLES} samples nearly repeat",

@@ -18,7 +18,7 @@ import export
 import get_calib
 import run_video_by_sec
 import test_onnx_video_by_sec as verify
-from qwen_vl_axera.chain.record import StepCost
+from qwen_vl_axera.chain.record import StepCost, add_step
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import AxmodelFidelity
@@ -90,11 +90,8 @@ def made(tiny_dir, tmp_path_factory) -> Path:
     assert verify.main([ckpt, *place]) == 0
     assert get_calib.main(["--inputs", str(source), *size, "--num-samples", "4", *place]) == 0
     write_record(workdir / "preflight.json", Outcome, Outcome.of([Check(HOSTILE, "ok", SPOOFED)]))
-    steps = [
-        StepCost("capture", 1.5, 2 * 10**9, 0, ["run", HOSTILE], skipped=False),
-        StepCost("export", 0.5, 10**9, 0, ["export"], skipped=True),
-    ]
-    write_record(workdir / "steps.json", list[StepCost], steps)
+    add_step(workdir / "steps.json", StepCost("capture", 1.5, 2 * 10**9, 0, ["run", HOSTILE], skipped=False))
+    add_step(workdir / "steps.json", StepCost("export", 0.5, 10**9, 0, ["export"], skipped=True))
     (workdir / "pulsar2_commands.sh").write_text(f"pulsar2 build '{HOSTILE}'\n", "utf-8")
     return workdir
 
@@ -245,7 +242,8 @@ def change_exact(fidelity, **figures):
     "edit",
     [
         lambda report: change_exact(report, ratio=5.1),
-        lambda report: change_exact(report, token_ratio=31),
+        lambda report: change_exact(report, typical_token_ratio=3.1),
+        lambda report: change_exact(report, worst_token_ratio=31),
         lambda report: report["graphs"][0].update(exact=None),
         lambda report: report["graphs"][0]["steps"][1].update(passed=False),
         lambda report: report["graphs"][0]["steps"][1].update(bound={"distance": 2, "limit": 1}, exact=None),
@@ -256,6 +254,7 @@ def change_exact(fidelity, **figures):
         lambda report: report.update(graphs=[]),
         lambda report: report["text"].append(
             {"prompt": "?", "reference": "left", "onnx": "right", "tokens": 2, "equal": False}
+            | {"reference_ids": [1, 2], "onnx_ids": [3, 2], "complete": True}
         ),
     ],
 )
@@ -304,6 +303,7 @@ def test_errors_of_something_else_are_said_and_not_drawn(workdir, tiny, spoil, w
 
 def test_text_and_compiled_model_are_shown(workdir, tiny):
     answer = {"prompt": "描述这个视频.", "reference": "一只猫", "onnx": "一只猫", "tokens": 3, "equal": True}
+    answer |= {"reference_ids": [1, 2, 3], "onnx_ids": [1, 2, 3], "complete": True}
     sides = {
         "reference": {"id": 7, "text": "左", "probability": 0.5},
         "onnx": {"id": 8, "text": "右", "probability": 0.25},

@@ -1,0 +1,142 @@
+"""`OUT/check/`: the captured frames and what the host said about them, for check_board.py to ask the board the same."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from preprocess import TEMPORAL_PATCH_SIZE, unpatchify
+from qwen_vl_axera.board.settings import VisionModel
+from qwen_vl_axera.board.timing import late_clip
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import CAPTURE, FIDELITY, KV_CACHE_LEN, PIXELS, PROMPTS
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.fidelity.record import Answer, read_fidelity
+from qwen_vl_axera.files import atomic_write, sha256_file, write_json
+from qwen_vl_axera.oracle.record import Capture, read_pixels
+
+CHECK = "check"
+RECORD, RECORD_FORMAT = "check.json", 1  # check_board.py reads it
+FRAME = re.compile(r"\d{4,}\.png")
+MISPLACED = ("Query: ", "Document: ")
+NO_ANSWERS = "run test_onnx_video_by_sec.py CKPT --generate, then package_model.py again"
+
+
+@dataclass(frozen=True)
+class TravellingClip:
+    """What was written, as paths under OUT, and what to warn of."""
+
+    files: list[str]
+    warnings: list[str]
+
+
+def write_clip(
+    checkpoint: Checkpoint, directory: Path, workdir: Path, capture: Capture | None, models: list[VisionModel]
+) -> TravellingClip:
+    """Writes `OUT/check/`: the frames as PNG files that sort, and `check.json`.
+
+    Args:
+        checkpoint: the model.
+        directory: OUT.
+        workdir: holds pixels.npy, and fidelity.json where step 3 has run.
+        capture: the clip; None: there is none, and nothing is written.
+        models: those of the package; the clip belongs to the one of its size.
+
+    Raises:
+        InputError: pixels.npy or fidelity.json is unusable.
+    """
+    folder = directory / CHECK
+    if reason := _why_not(checkpoint, workdir, capture, models):
+        left = f"; {CHECK}/ is left from an earlier run" if (folder / RECORD).is_file() else ""
+        return TravellingClip([], [f"no frames for check_board.py: {reason}{left}"])
+    folder.mkdir(exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)  # it never describes other frames
+    names = _write_frames(folder, workdir, capture)
+    questions, warnings = _questions(workdir)
+    record = {
+        "format": RECORD_FORMAT,
+        "checkpoint": checkpoint.name,
+        "settings": _settings(capture),
+        "size": list(capture.size),
+        "sample_fps": capture.sample_fps,
+        "frames": names,
+        "questions": questions,
+    }
+    write_json(folder / RECORD, record)
+    late = late_clip(capture, checkpoint.config.vision.tokens_per_second, KV_CACHE_LEN)
+    warnings += _foreign(folder, names) + ([late] if late else [])
+    return TravellingClip([f"{CHECK}/{name}" for name in [*names, RECORD]], warnings)
+
+
+def _why_not(checkpoint: Checkpoint, workdir: Path, capture: Capture | None, models: list[VisionModel]) -> str | None:
+    if capture is None or not (workdir / PIXELS).is_file():
+        return f"no {PIXELS if capture else CAPTURE} in the work directory"
+    if capture.checkpoint != checkpoint.name:
+        return f"the capture was made from {capture.checkpoint}"
+    if _settings(capture) not in {model.directory for model in models}:
+        return f"no vision model of the captured size, {_settings(capture)}"
+    return None
+
+
+def _settings(capture: Capture) -> str:
+    """The directory of settings that the clip is for."""
+    return f"video{capture.size[0]}x{capture.size[1]}"
+
+
+def _write_frames(folder: Path, workdir: Path, capture: Capture) -> list[str]:
+    """The frames as the model sees them, already of its size, so that the board has nothing to resize."""
+    pixels = read_pixels(workdir, capture)
+    count = len(capture.indices)
+    if -(-count // TEMPORAL_PATCH_SIZE) != len(pixels):
+        raise InputError(f"{workdir / CAPTURE}: {count} frames for {len(pixels)} steps; run run_video_by_sec.py again")
+    digits = max(4, len(str(count - 1)))
+    names = [f"{number:0{digits}}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        if number % TEMPORAL_PATCH_SIZE == 0:
+            pair = unpatchify(np.ascontiguousarray(pixels[number // TEMPORAL_PATCH_SIZE][None]), *capture.size)
+        buffer = io.BytesIO()
+        Image.fromarray(pair[number % TEMPORAL_PATCH_SIZE]).save(buffer, "PNG")
+        with atomic_write(folder / name) as file:
+            file.write(buffer.getbuffer())
+    for path in folder.iterdir():  # those of a longer clip, from an earlier run
+        if FRAME.fullmatch(path.name) and path.name not in names:
+            path.unlink()
+    return names
+
+
+def _questions(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The questions with transformers' and the graph's answers, as far as fidelity.json has them of this clip."""
+    path = workdir / FIDELITY
+    unanswered = [{"prompt": text, "complete": False, "transformers": None, "onnx": None} for text in PROMPTS]
+    if not path.is_file():
+        return unanswered, [f"check_board.py will have no answers to compare with: no {FIDELITY}; {NO_ANSWERS}"]
+    fidelity = read_fidelity(path)
+    if not fidelity.text:
+        return unanswered, [f"check_board.py will have no answers to compare with; {NO_ANSWERS}"]
+    if fidelity.pixels_sha256 != sha256_file(workdir / PIXELS):
+        return unanswered, [f"{FIDELITY} is about another clip than {PIXELS}; {NO_ANSWERS}"]
+    warnings = [] if fidelity.passed else [f"{FIDELITY} says that the graph failed: the board will hardly do better"]
+    warnings += [
+        f"the runtime puts a question that begins as {answer.prompt[:20]!r} before the frames"
+        for answer in fidelity.text
+        if answer.prompt.startswith(MISPLACED)
+    ]
+    return [_question(answer) for answer in fidelity.text], warnings
+
+
+def _question(answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt": answer.prompt,
+        "complete": answer.complete,
+        "transformers": {"text": answer.reference, "token_ids": answer.reference_ids},
+        "onnx": {"text": answer.onnx, "token_ids": answer.onnx_ids},
+    }
+
+
+def _foreign(folder: Path, names: list[str]) -> list[str]:
+    others = sorted(path.name for path in folder.iterdir() if path.name not in {*names, RECORD})
+    return [f"{CHECK}/{others[0]} is none of ours: the board would take a picture for a frame"] if others else []

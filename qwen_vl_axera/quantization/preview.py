@@ -1,0 +1,188 @@
+"""The preview: a calibrated tower under several configurations, what they lose, and what the activations look like."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.compiler.schema import BuildConfig, load_config
+from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, QUANTIZATION
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import read_json, sha256_file, write_json
+from qwen_vl_axera.graph.files import load_graph, read_spec
+from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
+from qwen_vl_axera.quantization import samples as sampling
+from qwen_vl_axera.quantization.census import Census, findings
+from qwen_vl_axera.quantization.estimate import estimate
+from qwen_vl_axera.quantization.fusion import FUSIONS
+from qwen_vl_axera.quantization.network import Network
+from qwen_vl_axera.quantization.observers import calibrate
+from qwen_vl_axera.quantization.plan import Plan, read_plan, uniform
+from qwen_vl_axera.quantization.search import PROGRESS_FILE, TARGET_LOSS, mixed_layer_configs, mixed_plan, search
+from qwen_vl_axera.quantization.simulation import Simulation
+
+MOST_STEPS = 16  # evaluated at most: every step's residual stream is kept, 80 MB at 308x308
+
+# What the simulation takes for granted, and how it is known: M measured on a card, C seen in compiled models, D the
+# vendor's manual, inf inferred. docs/quantization.md has the sources.
+ASSUMPTIONS = (
+    ("C", "activations per tensor, MinMax widened to include 0; U8 step range/255, U16 range/65535"),
+    ("C", "both operands of a MatMul of activations symmetric: S8 max/127.5, S16 max/32767.5"),
+    ("inf", "weights S8, symmetric, per output channel, max|w|/127.5, half to even (seen for Conv, assumed for Gemm)"),
+    ("C", "a tensor has the type of the operator that consumes it, and gets a copy for each type"),
+    ("C", "Reshape, Transpose, Slice and Split share one scale with what they move"),
+    ("inf", "so do Gather and Concat; a Concat has a type of its own"),
+    ("D", "biases are float (conv_bias_data_type FP32)"),
+    ("M", "nonlinear functions are tables and lose nothing"),
+    ("inf", "the output leaves in the type of the operator that computes it, the Gather at the end moves it"),
+    ("inf", "factors of a Mul (rotary cosines and sines) are quantised in its type over their own values"),
+    ("inf", "smooth quantisation, which the vendor's recipe turns on, is not simulated"),
+)
+FUSED = {
+    "norm": ("an RMSNorm is one operator; op_types do not reach its input", "the nodes of an RMSNorm are quantised"),
+    "activation": ("SiLU and GELU are one operator each", "the nodes of SiLU and GELU are quantised"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to preview.
+
+    Attributes:
+        checkpoint: the model.
+        workdir: what the steps before left.
+        configs: build configurations besides the vendor's recipe.
+        evaluate: clips to judge on; none: the captured one.
+        unfused: which of FUSIONS the compiler is assumed not to make.
+        search: whether to look for the best mix.
+        target_loss: of the search.
+        prompts: questions to answer with quantised features; none: numbers only.
+        max_new_tokens, dtype, device: of the answers.
+    """
+
+    checkpoint: Checkpoint
+    workdir: Path
+    configs: Sequence[Path] = ()
+    evaluate: Sequence[Path] = ()
+    unfused: Sequence[str] = ()
+    search: bool = False
+    target_loss: float = TARGET_LOSS
+    prompts: Sequence[str] = field(default=())
+    max_new_tokens: int = 128
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+
+
+def preview(request: Request) -> dict[str, Any]:
+    """Simulates; writes `quantization.json`, and `config_video_mixed.json` after a search.
+
+    Raises:
+        InputError: something is missing, does not fit, or is evaluated on what it was calibrated on.
+    """
+    workdir = request.workdir
+    path = find_graph(request.checkpoint.name, workdir)
+    spec = read_spec(load_graph(path), path)
+    network = Network(path, [name for name in FUSIONS if name not in request.unfused])
+    recipe = load_config(CONFIGS[spec.input])
+    # Read first: a typing error should not cost a calibration.
+    plans = _plans(network, recipe, request.configs)
+    if (workdir / MIXED_CONFIG).is_file() and not request.search:  # of an earlier search
+        found = load_config(workdir / MIXED_CONFIG)
+        plans["mixed"] = _layer_configs(found), read_plan(network, found)
+    samples = sampling.calibration_samples(recipe, workdir, spec.input, network.shapes[network.input])
+    grid = request.checkpoint.config.vision.grid(spec.size)
+    clips = sampling.evaluation_clips(request.evaluate, workdir, spec.size, grid)
+    notes = sampling.check_disjoint(samples, clips)
+
+    calibrated, evaluated = Census(network), Census(network)
+    ranges = calibrate(network, samples, calibrated.observe)
+    steps = [step for clip in clips for step in clip.graph_inputs(spec.input)]
+    if len(steps) > MOST_STEPS:
+        notes.append(f"evaluated on {MOST_STEPS} of {len(steps)} steps, evenly spaced")
+        steps = [steps[index * len(steps) // MOST_STEPS] for index in range(MOST_STEPS)]
+    simulation = Simulation(network, ranges, steps, evaluated.observe)
+
+    floor, floor_result = simulation.setting("weights alone in S8", None, None)
+    report: dict[str, Any] = {
+        "assumptions": assumptions(request.unfused),
+        "graph": path.name,
+        "calibration": {"archive": f"{CALIB}/{ARCHIVE}", "samples": len(samples)},
+        "evaluation": sampling.describe(clips) | {"simulated_steps": len(steps)},
+        "floor": floor,
+        "settings": [],
+    }
+    if request.search:
+        fingerprint = _fingerprint(path, samples.path, steps, request.unfused)
+        outcome = search(simulation, floor_result.tokens, request.target_loss, workdir / PROGRESS_FILE, fingerprint)
+        if not outcome.reached:
+            notes.append(
+                f"no mix stays within {request.target_loss:g} of the floor: all linear layers are back at 16 bits"
+            )
+        plans["mixed"] = (outcome.layer_configs, outcome.plan)
+        report["search"] = {
+            "target_loss": request.target_loss,
+            "reached": outcome.reached,
+            "wide": outcome.wide,
+            "sensitivity": outcome.sensitivity,
+        }
+        write_json(workdir / MIXED_CONFIG, mixed_config(CONFIGS[spec.input], outcome.layer_configs))
+    features = {}
+    for name, (layer_configs, plan) in plans.items():
+        entry, result = simulation.setting(name, plan, layer_configs)
+        relative = estimate(network, plan)
+        report["settings"].append(entry | {"relative_time": [relative.low, relative.high]})
+        features[name] = result.tokens
+    report["census"] = findings(evaluated, calibrated)
+    report["notes"] = notes
+    if request.prompts:
+        from qwen_vl_axera.quantization.text import answers
+
+        if len(simulation.steps) < sum(len(clip.pixels) for clip in clips):
+            raise InputError(f"--generate needs every step: give clips of at most {MOST_STEPS} steps together")
+        report["text"] = answers(request, clips, {"float": simulation.reference, **features})
+    write_json(workdir / QUANTIZATION, report)
+    return report
+
+
+def _plans(
+    network: Network, recipe: BuildConfig, configs: Sequence[Path]
+) -> dict[str, tuple[list[dict[str, Any]], Plan]]:
+    """Name -> layer_configs and plan: the vendor's recipe, those given, and two to compare with."""
+    plans = {"vendor": (_layer_configs(recipe), read_plan(network, recipe))}
+    for path in configs:
+        config = load_config(path)
+        if path.stem in plans:
+            raise InputError(f"--config {path}: there is a setting called {path.stem!r} already; rename the file")
+        plans[path.stem] = (_layer_configs(config), read_plan(network, config))
+    plans["linear layers at 8 bits"] = (mixed_layer_configs([]), mixed_plan(network, []))
+    plans["all at 8 bits"] = ([], uniform(network, "U8"))
+    return plans
+
+
+def _layer_configs(config: BuildConfig) -> list[dict[str, Any]]:
+    return [entry.model_dump(exclude_unset=True) for entry in config.quant.layer_configs]
+
+
+def mixed_config(recipe: Path, layer_configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The vendor's recipe with other layer_configs."""
+    config = read_json(recipe)
+    config["quant"]["layer_configs"] = layer_configs
+    return config
+
+
+def assumptions(unfused: Sequence[str]) -> list[dict[str, str]]:
+    """What the simulation takes for granted, with how it is known."""
+    rules = [{"grade": grade, "rule": rule} for grade, rule in ASSUMPTIONS]
+    return rules + [{"grade": "inf", "rule": FUSED[name][name in unfused]} for name in FUSIONS]
+
+
+def _fingerprint(graph: Path, archive: Path, steps: Sequence, unfused: Sequence[str]) -> str:
+    """Of everything that a layer's damage depends on."""
+    digest = hashlib.sha256(f"{sha256_file(graph)} {sha256_file(archive)} {sorted(unfused)}".encode())
+    for data in sorted(graph.parent.glob("*.onnx.data")):
+        digest.update(f"{data.name} {data.stat().st_size} {data.stat().st_mtime_ns}".encode())
+    for step in steps:
+        digest.update(step.tobytes())
+    return digest.hexdigest()
