@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from qwen_vl_axera.checkpoint.embedding import embedding_info, extract_embedding
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.files import check_out
 
+    check_out(args.ckpt, args.out_dir)
     checkpoint = Checkpoint(args.ckpt)
     info = embedding_info(checkpoint)
     path = extract_embedding(checkpoint, args.out_dir, args.format)

@@ -47,11 +47,25 @@ def check(directory: Path, require_complete: bool = False) -> int:
     problems = [problem for entry in entries if (problem := _problem(directory, *entry))]
     if not entries:
         problems.append("the manifest lists no files")
+    problems += _unlisted(directory, {Path(name).as_posix() for name, _, _ in entries} | {path.name})
     problems += [f"not built when the package was made: {name}" for name in missing if require_complete]
     print("\n".join(problems or [f"{directory}: {len(entries)} files as the manifest says"]))
     if missing and not require_complete:
         print(f"incomplete: {len(missing)} files were not built when the package was made, the first: {missing[0]}")
     return 1 if problems else 0
+
+
+def _unlisted(directory: Path, listed: set[str]) -> list[str]:
+    """Compiled models that the manifest doesn't know, which the runtime might load; other such files are warned of."""
+    found = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if not path.is_dir()]
+    unknown = [name for name in found if name not in listed and "__pycache__" not in name.split("/")]
+    models = [name for name in unknown if name.endswith(".axmodel")]
+    others = [name for name in unknown if name not in models]
+    if others:
+        print(
+            f"warning: {len(others)} files that the manifest does not list, the first: {others[0]!a}", file=sys.stderr
+        )
+    return [f"not in the manifest: {name!a}" for name in models]
 
 
 def _problem(directory: Path, name: str, size: int, expected: str) -> str | None:
@@ -94,10 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cli is None:
         parser.error("only --check works without the project beside this script")
 
-    from qwen_vl_axera.board.package import assemble, check_directory, print_table
+    from qwen_vl_axera.board.package import assemble, print_table
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.files import check_out
 
-    check_directory(args.ckpt, args.out_dir)
+    check_out(args.ckpt, args.out_dir)
     package = assemble(Checkpoint(args.ckpt), args.out_dir, args.workdir, args.prefill_len)
     print_table(package)
     return cli.EXIT_CHECK_FAILED if args.require_complete and package.missing else cli.EXIT_OK

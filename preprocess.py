@@ -466,7 +466,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read(path: Path) -> Image.Image:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'expected a picture, found something else' if path.exists() else 'no such file'}")
     try:
         image = Image.open(path)
         image.load()
@@ -476,6 +476,8 @@ def _read(path: Path) -> Image.Image:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: would be replaced, expected a file or nothing")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -35,26 +35,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
     from qwen_vl_axera.fidelity.record import Fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
     from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
     from qwen_vl_axera.files import write_record
+    from qwen_vl_axera.graph.files import load_graph, read_spec
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
     workdir = cli.made_workdir(args.workdir, "export.py")
     report_file = args.report or workdir / FIDELITY
-    if not report_file.parent.is_dir():
-        raise InputError(f"--report {report_file}: there is no directory {report_file.parent}")
+    tokens_file = token_errors_path(report_file)
+    for file in (report_file, tokens_file):
+        check_output(file)
     device = cli.device(args) if args.video or args.generate else "cpu"
     graphs = [args.onnx] if args.onnx else find_graphs(checkpoint.name, workdir)
+    for graph in graphs:
+        read_spec(load_graph(graph), graph)  # a mistyped one costs no earlier verdict
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    tokens_file = token_errors_path(report_file)
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report, tokens = verify(
@@ -76,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(cli.run(main, unexpected=cli.EXIT_CHECK_FAILED))

@@ -1,15 +1,27 @@
 """What every script shares: exit codes, one-line errors, and the flags they have in common."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import TextIO
 
+from qwen_vl_axera import progress
 from qwen_vl_axera.contract import KV_CACHE_LEN, LANGUAGE_DTYPES, MAX_NEW_TOKENS, NUM_FRAMES, PREFILL_LEN, PROMPTS
+from qwen_vl_axera.doors import last_opened, printable
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import made_directory
+
+DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other people's warnings are shown
+SAID = 300  # characters of an unforeseen error's own words
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -18,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse prints the whole usage before an error; here one line is enough."""
 
     def error(self, message: str):
-        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        line = " ".join(f"{self.prog}: error: {message} (--help lists the flags)".split("\n"))
+        self.exit(EXIT_BAD_INPUT, f"{line}\n")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -127,18 +140,7 @@ def existing_workdir(workdir: Path) -> Path:
     Raises:
         InputError: something that is not a directory stands in its place.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir {workdir}: expected a directory, found a file")
-    workdir.mkdir(parents=True, exist_ok=True)
-    return workdir
-
-
-class _Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that temporary files go and children end."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+    return made_directory(workdir, "--workdir ")
 
 
 def made_workdir(workdir: Path, made_by: str) -> Path:
@@ -158,42 +160,138 @@ def warn(message: str | None) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
-def run(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+class _Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that temporary files go and children end."""
+
+
+class _Signals:
+    """Which signal came, if one did: an extension module may turn the exception that it raises into another one."""
+
+    def __init__(self):
+        self.number = 0
+
+    def caught(self, number: int, frame: object) -> None:
+        self.number = number
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+class _Clean:
+    """A text stream that shows control characters as escapes; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def run(
+    main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None, unexpected: int = EXIT_BAD_INPUT
+) -> int:
     """Runs a script's `main` and turns what it raises into the exit codes of the design.
 
     Args:
         main: takes the arguments (None: those of the process) and returns an exit code.
+        argv: the arguments.
+        unexpected: the exit code for an exception that nobody foresaw: 2, or 1 for a check, which has not passed.
 
     Returns:
         0 done, 1 a check failed, 2 bad input or an unusable file, 130 interrupted, 143 ended by SIGTERM.
     """
+    signals = _Signals()
+    progress.running.clear()
+    last_opened.clear()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signals.caught)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a run in the background ignores it
+            signal.signal(signal.SIGINT, signals.caught)
+    _settle()
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
-        code = main(argv)
-        sys.stdout.flush()
-        return code
-    except InputError as error:
+        with _clean_output():
+            try:
+                code = main(argv)
+                sys.stdout.flush()
+                return code
+            except BaseException as error:
+                return _end(error, signals, unexpected)
+    finally:
+        _finish_output()
+
+
+def _settle() -> None:
+    """Other people's libraries: no network, no code from a checkpoint, no warnings between our lines."""
+    os.environ |= OFFLINE
+    if not os.environ.get(DEBUG):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+
+
+@contextmanager
+def _clean_output() -> Iterator[None]:
+    """Both streams take any text: a terminal that knows no UTF-8 gets escapes, a closed one nothing."""
+    null = open(os.devnull, "w") if None in (sys.stdout, sys.stderr) else None  # noqa: SIM115  # closed by whoever ran us
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with (
+        redirect_stdout(_Clean(sys.stdout or null)),
+        redirect_stderr(_Clean(sys.stderr or null)),
+        nullcontext() if null is None else null,
+    ):
+        yield
+
+
+def _end(error: BaseException, signals: _Signals, unexpected: int) -> int:
+    """Says in one line how a run ends; returns its exit code."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    if signals.number == signal.SIGTERM or isinstance(error, _Terminated):
+        return _say("ended by SIGTERM; nothing half-written was left behind", EXIT_TERMINATED)
+    if signals.number or isinstance(error, KeyboardInterrupt):
+        return _say("\ninterrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_OK  # the reader (head, less) has gone
+    if isinstance(error, InputError):
         return _fail(error, EXIT_BAD_INPUT)
-    except CheckFailed as error:
+    if isinstance(error, CheckFailed):
         return _fail(error, EXIT_CHECK_FAILED)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing half-written was left behind", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except _Terminated:
-        print("ended by SIGTERM; nothing half-written was left behind", file=sys.stderr)
-        return EXIT_TERMINATED
-    except BrokenPipeError:
-        # The reader (head, less) has gone; Python must not complain again while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except OSError as error:
+    if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", EXIT_BAD_INPUT)
+    if not isinstance(error, Exception):  # SystemExit of argparse
+        raise error
+    step = progress.running[-1] if progress.running else ""
+    place = [f"at step {step!r}" if step else "", f"after opening {last_opened[0]}" if last_opened else ""]
+    kind = "not enough memory" if isinstance(error, MemoryError) else f"unexpected {type(error).__name__}"
+    said = f": {str(error)[:SAID]}" if str(error) else ""
+    hint = "" if os.environ.get(DEBUG) else f" ({DEBUG}=1 shows where)"
+    return _fail(" ".join(filter(None, [kind, *place])) + said + hint, unexpected)
 
 
 def _fail(message: object, code: int) -> int:
     # One line, but spaces within it as they are: they may belong to a path.
     lines = [line.strip() for line in str(message).splitlines()]
-    print(f"error: {' '.join(line for line in lines if line)}", file=sys.stderr)
+    return _say(f"error: {' '.join(line for line in lines if line)}", code)
+
+
+def _say(line: str, code: int) -> int:
+    with suppress(OSError, ValueError):  # nobody listens
+        print(line, file=sys.stderr, flush=True)
     return code
+
+
+def _finish_output() -> None:
+    """What can't be written any more must not be tried again while Python shuts down: it would complain, too."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)

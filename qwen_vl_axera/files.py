@@ -2,25 +2,25 @@
 
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
-import math
 import os
 import reprlib
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from qwen_vl_axera import doors
 from qwen_vl_axera.errors import InputError
 
 T = TypeVar("T")
 
 READ_SIZE = 1 << 20  # bytes read at a time
-MOST_DIGITS = 400  # of a whole number: float64 ends below it, Python's own limit is 4300
+LARGEST = 2**53  # whole numbers up to it are also floats
 
 
 @contextmanager
@@ -32,11 +32,20 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
         mode: "wb" or "w" (UTF-8, LF).
         permissions: of the file.
 
+    What is replaced is a regular file or a symbolic link to one (the link itself, not what it leads to). Temporary
+    files that a run which was killed has left for the same `path` are removed.
+
     Yields:
         The open temporary file. It is removed when the block raises.
+
+    Raises:
+        InputError: something else than a regular file has that name, or there is no directory for it.
     """
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
+    doors.check_output(path)
+    prefix = f".{path.name[:40]}."
+    remove_leftovers(path.parent, prefix, ".tmp")
+    descriptor, name = locked_temporary(path.parent, prefix)
     temporary = Path(name)
     try:
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -44,11 +53,41 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(permissions)
-        os.replace(temporary, path)
+            temporary.chmod(permissions)
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def locked_temporary(directory: Path, prefix: str) -> tuple[int, str]:
+    """A new temporary file, locked: the lock ends with the process, and an unlocked one is nobody's any more."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=directory, prefix=prefix, suffix=".tmp")
+        with suppress(OSError):  # a file system without locks: nobody can lock it, so nobody removes it either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # removed by a sweep between its creation and its lock
+
+
+def remove_leftovers(directory: Path, prefix: str, suffix: str = "") -> None:
+    """Removes temporary files and directories of runs that were killed: those that no process has locked."""
+    names: list[str] = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(suffix)]
+    for name in names:
+        with suppress(OSError):
+            descriptor = os.open(Path(directory) / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.isdir(descriptor):
+                    shutil.rmtree(Path(directory) / name)
+                else:
+                    os.unlink(Path(directory) / name)
+            finally:
+                os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,46 +103,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it is missing, unreadable or no JSON; keys given twice, NaN and infinities are no JSON either.
     """
-    return _parse_json(path, _read_bytes(path))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: not readable ({error.strerror})") from None
-
-
-def _parse_json(path: Path, data: bytes, remedy: str = "") -> Any:
-    hooks = {"object_pairs_hook": _unique, "parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
-    try:
-        return json.loads(data.decode("utf-8"), **hooks)
-    except RecursionError:
-        raise InputError(f"{path}: not readable as JSON (nested too deeply){remedy}") from None
-    except ValueError as error:  # of bytes, syntax, or the hooks
-        raise InputError(f"{path}: not readable as JSON ({error}){remedy}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{reprlib.repr(twice)} is given twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text:.40} is no finite number")
-    return value
-
-
-def _whole(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
+    return doors.parse_json(doors.read_bytes(path), path)
 
 
 def write_record(path: Path, kind: Any, value: Any) -> None:
@@ -150,8 +150,8 @@ def read_record(path: Path, kind: type[T], made_by: str) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     remedy = f"; run {made_by} again"
-    data = _read_bytes(require(path, made_by))
-    _parse_json(path, data, remedy)  # stricter than pydantic's own parser
+    data = doors.read_bytes(require(path, made_by))
+    doors.parse_json(data, path, remedy)  # stricter than pydantic's own parser
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
@@ -183,9 +183,12 @@ def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: 
     if value is None:
         raise InputError(f"{path}: {prefix}{name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{path}: {prefix}{name} is {value!r}, expected {kind.__name__}")
+        wanted = {int: "a whole number", list: "a list", str: "a text"}.get(kind, kind.__name__)
+        raise InputError(f"{path}: {prefix}{name} is {reprlib.repr(value)}, expected {wanted}")
     if kind is int and value < (0 if name.endswith("token_id") else 1):
         raise InputError(f"{path}: {prefix}{name} is {value}, expected a positive number")
+    if kind is int and value >= LARGEST:
+        raise InputError(f"{path}: {prefix}{name} has {len(str(value))} digits, no model is that large")
     return value
 
 
@@ -213,36 +216,69 @@ def read_array(path: Path, made_by: str):
         made_by: the command that makes it, for the error message.
 
     Raises:
-        InputError: it is missing or no plain array (pickled objects are refused).
+        InputError: it is missing or no plain array of numbers (pickled objects are refused).
     """
-    import numpy as np
-
-    path = require(path, made_by)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a plain numpy array ({error}); run {made_by} again") from None
+        return doors.map_array(require(path, made_by))
+    except InputError as error:
+        raise InputError(str(error) if "run " in str(error) else f"{error}; run {made_by} again") from None
 
 
 def require(path: Path, made_by: str) -> Path:
     """The path of a file that an earlier step makes.
 
     Raises:
-        InputError: it is not there; the message names the command that makes it.
+        InputError: it is not there (the message names the command that makes it), or no regular file.
     """
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise InputError(f"{path} is missing: run {made_by} first")
-    return Path(path)
+    return doors.check_file(path)
+
+
+def made_directory(path: Path, name: str = "") -> Path:
+    """A directory, made when it is not there yet.
+
+    Args:
+        path: its place.
+        name: what the message calls it by.
+
+    Raises:
+        InputError: something that is not a directory stands in its place, or it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        found = doors.kind_of(os.stat(path).st_mode) if path.exists() else "a link to nothing"
+        raise InputError(f"{name}{path}: expected a directory, found {found}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{name}{path}: cannot be made ({reason})") from None
+    return path
+
+
+def check_out(checkpoint: Path, directory: Path) -> None:
+    """That what goes to the board does not go into the checkpoint: asked before anything is read or written.
+
+    Raises:
+        InputError: it does, or something else than a directory has the name.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: expected a directory, found {doors.kind_of(os.stat(directory).st_mode)}")
+    place, source = directory.resolve(), checkpoint.resolve()
+    if place.is_relative_to(source):
+        where = "this is the checkpoint itself" if place == source else f"this is within the checkpoint {checkpoint}"
+        raise InputError(f"{directory}: {where}; give it a place of its own")
 
 
 def move_file(source: Path, target: Path) -> None:
     """Moves a file into place, atomically also between file systems; an older `target` is replaced."""
+    doors.check_output(target)
     try:
-        os.replace(source, target)
+        os.replace(doors.check_file(source), target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with open(source, "rb") as reader, atomic_write(target) as writer:
+        with doors.open_file(source) as reader, atomic_write(target) as writer:
             shutil.copyfileobj(reader, writer, READ_SIZE)
         os.unlink(source)
 
@@ -250,7 +286,7 @@ def move_file(source: Path, target: Path) -> None:
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file as hex digits, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with doors.open_file(path) as file:
         while chunk := file.read(READ_SIZE):
             digest.update(chunk)
     return digest.hexdigest()

@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qwen_vl_axera.doors import printable
+
+running: list[str] = []  # the names of the stages that have begun and did not end well, the innermost last
+
 
 class Stage:
     """A running stage. `advance` moves its bar."""
@@ -29,6 +33,13 @@ def stage(name: str, total: int | None = None, unit: str = "B") -> Iterator[Stag
         total: its size in `unit`, or None when unknown.
         unit: "B" for bytes (scaled to kB, MB, GB), or what is counted ("step", "sample").
     """
+    depth = len(running)
+    running.append(name)
+    yield from _shown(printable(name), total, unit)
+    del running[depth:]
+
+
+def _shown(name: str, total: int | None, unit: str) -> Iterator[Stage]:
     if not sys.stderr.isatty():
         yield Stage(None)
         return
@@ -36,14 +47,22 @@ def stage(name: str, total: int | None = None, unit: str = "B") -> Iterator[Stag
     from tqdm import tqdm
 
     start = time.monotonic()
+    terminal = getattr(sys.stderr, "stream", sys.stderr)  # cli's shows no control characters, a bar consists of them
     with tqdm(
-        total=total, desc=name, unit=unit, unit_scale=unit == "B", leave=False, delay=0.5, dynamic_ncols=True
+        file=terminal,
+        total=total,
+        desc=name,
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=False,
+        delay=0.5,
+        dynamic_ncols=True,
     ) as bar:
-        running = Stage(bar)
-        yield running
+        stage = Stage(bar)
+        yield stage
     seconds = time.monotonic() - start
     if seconds >= 1:
-        amount = format_bytes(running.done) if unit == "B" else f"{running.done} {unit}"
+        amount = format_bytes(stage.done) if unit == "B" else f"{stage.done} {unit}"
         print(f"{name:<28} {seconds:6.1f} s  {amount:>12}  peak {format_bytes(peak_memory())}", file=sys.stderr)
 
 

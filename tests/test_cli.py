@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from qwen_vl_axera import cli
+from qwen_vl_axera import cli, doors, progress
 from qwen_vl_axera.errors import CheckFailed, InputError
 from tests.conftest import ROOT, run_main
 
@@ -24,6 +22,10 @@ SCRIPTS = sorted(
     for path in folder.glob("*.py")
     if "def build_parser" in path.read_text(encoding="utf-8") and "__main__" in path.read_text(encoding="utf-8")
 )
+ENDINGS = {
+    130: "\ninterrupted; nothing half-written was left behind\n",
+    143: "ended by SIGTERM; nothing half-written was left behind\n",
+}
 # All in one process, each as Python starts it: its own folder in front of the search path, nothing of ours loaded yet.
 HELP = """
 import contextlib, io, json, os, runpy, sys
@@ -70,9 +72,26 @@ def test_exit_codes(capsys, main, code, message):
     assert (output.out, output.err) == ("", message)
 
 
-def test_an_unknown_error_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()), [])
+@pytest.mark.parametrize("unexpected", [cli.EXIT_BAD_INPUT, cli.EXIT_CHECK_FAILED])
+def test_an_unforeseen_error_is_one_line(capsys, unexpected, tmp_path):
+    path = tmp_path / "input"
+    path.write_bytes(b"")
+
+    def main(argv):
+        with progress.stage("a step"):
+            doors.read_bytes(path)
+            raise ZeroDivisionError("by\x1b[31m zero\nand more")
+
+    assert cli.run(main, [], unexpected) == unexpected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(words in line for words in ("ZeroDivisionError", "a step", str(path), "zero", cli.DEBUG))
+    assert "\x1b" not in line
+
+
+def test_the_debug_variable_shows_where(capsys, monkeypatch):
+    monkeypatch.setenv(cli.DEBUG, "1")
+    assert cli.run(raising(ZeroDivisionError()), []) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_wrong_flags_take_one_line(capsys):
@@ -141,32 +160,25 @@ def test_help_loads_nothing_heavy_and_shows_the_docstring(tmp_path):
         assert first_line[:60] in " ".join(shown.split()), script
 
 
-def test_interrupted_while_reading(tmp_path):
-    """A picture that is a pipe nobody writes to: the script waits, and the signal finds it there."""
-    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
-    pipe = tmp_path / "1.png"
-    os.mkfifo(pipe)
-    workdir = tmp_path / "work"
-    flags = ["--inputs", tmp_path / "0.png", pipe, "--size", "56", "56", "--workdir", workdir]
-    process = subprocess.Popen([sys.executable, ROOT / "get_calib.py", *flags], stderr=subprocess.PIPE, text=True)
-    writer = open_when_read(pipe, process)
-    time.sleep(0.1)  # from the open to the read
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=120)[1]
-    os.close(writer)
-    assert process.returncode == 130, error
-    assert "Traceback" not in error
-    assert list(workdir.iterdir()) == []
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_reading(tiny_dir, frames_dir, tmp_path, monkeypatch, capsys, number, code):
+    """Also where an extension module turns the exception that the signal raises into one of its own."""
+    import run_video_by_sec
+    from qwen_vl_axera.frames import media
 
-
-def open_when_read(pipe: Path, process: subprocess.Popen) -> int:
-    for _ in range(1200):
+    def read_picture(path):
         try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # no reader yet
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
-    raise TimeoutError(pipe)
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException:
+            raise RuntimeError("something failed inside") from None
+
+    monkeypatch.setattr(media, "read_picture", read_picture)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the test run may be one in the background
+    workdir = tmp_path / "work"
+    flags = ["--video", frames_dir, "--workdir", workdir]
+    assert run_main(run_video_by_sec.main, capsys, tiny_dir, *flags)[::2] == (code, ENDINGS[code])
+    assert list(workdir.iterdir()) == []
 
 
 def test_a_reader_that_leaves_is_no_error(frames_dir, tmp_path):

@@ -22,8 +22,9 @@ from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
+from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.files import atomic_write, sha256_file, write_json
+from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -80,7 +81,8 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
         CheckFailed: a part that is there is wrong: empty, of another size, or of another model.
     """
     directory, workdir = Path(directory), Path(workdir)
-    check_directory(checkpoint.directory, directory)
+    checkpoint.check_counts()
+    check_out(checkpoint.directory, directory)
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; expected the one that export.py wrote to")
     if prefill_len is not None and prefill_len < 1:
@@ -91,6 +93,8 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     directory.mkdir(parents=True, exist_ok=True)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
+    # From here on files are replaced: until the end there is no manifest that could take a mixture for a package.
+    (directory / MANIFEST).unlink(missing_ok=True)
     parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
     if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
         extract_embedding(checkpoint, directory)
@@ -125,20 +129,6 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     return Package(directory, parts, warnings, manifest)
 
 
-def check_directory(checkpoint: Path, directory: Path) -> None:
-    """That a package can be made in a directory: the first thing to look at, before anything is read or written.
-
-    Raises:
-        InputError: it is a file, or the checkpoint's own directory, or within that.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: expected a directory for the package, found a file")
-    place, source = directory.resolve(), checkpoint.resolve()
-    if place == source or source in place.parents:
-        where = "this is the checkpoint itself" if place == source else f"this is within the checkpoint {checkpoint}"
-        raise InputError(f"{directory}: {where}; give the package a directory of its own")
-
-
 def _check_links(directory: Path, names: list[str]) -> None:
     for name in names:
         if (directory / name).is_symlink():
@@ -162,14 +152,13 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         InputError: the source is missing or a link to nothing.
     """
-    if not source.is_file():
-        raise InputError(f"{source}: no such file, or a link to one that is gone: download it again")
+    check_file(source)
     if target.exists() and source.samefile(target):
         return
     size = source.stat().st_size
     with (
         progress.stage(f"copy {source.name}", size) as stage,
-        open(source, "rb", buffering=0) as file,
+        open_file(source, buffering=0) as file,
         atomic_write(target) as output,
     ):
         while data := file.read(PIECE):

@@ -10,25 +10,28 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from preprocess import iter_steps, patch_image_to_picture, to_graph_input
+from preprocess import CHANNELS, PATCH_PIXELS, iter_steps, num_patches, patch_image_to_picture, to_graph_input
 from qwen_vl_axera import progress
 from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
+from qwen_vl_axera.doors import check_memory, kind_of
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import READ_SIZE, write_record
+from qwen_vl_axera.swap import repair_swap, swap_directories, temporary_directory
 
+SAMPLE_BYTES = (
+    16 * CHANNELS * PATCH_PIXELS
+)  # of a patch: as bytes and as float32, in the writer's queue, its two frames
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
 SAMPLE_NAME = re.compile(r"sample_\d{5,}\.(npy|png)")
 
@@ -78,9 +81,13 @@ def make_calibration_set(
     Raises:
         InputError: nothing decodes, or `calib` holds something else than a calibration set.
     """
+    # A link is kept: the set that it leads to is replaced.
     target = Path(workdir) / CALIB
+    target = target.resolve() if target.is_symlink() else target
+    repair_swap(target)
     check_replaceable(target)
-    building = Path(tempfile.mkdtemp(dir=workdir, prefix=f"{CALIB}.tmp-"))
+    check_memory(SAMPLE_BYTES * num_patches(*size), f"a sample of {size[0]}x{size[1]}")
+    building, lock = temporary_directory(target)
     try:
         samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:
@@ -95,9 +102,10 @@ def make_calibration_set(
         )
         write_record(building / CALIB_MANIFEST, Manifest, manifest)
         building.chmod(0o755)
-        _put_in_place(building, target)
+        swap_directories(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
     return CalibrationSet(target / ARCHIVE, manifest, _warnings(manifest, len(picks)))
 
 
@@ -250,25 +258,13 @@ def check_replaceable(target: Path) -> None:
         InputError: `target` is no directory, or holds other files.
     """
     if not target.is_dir():
-        if target.exists():
-            raise InputError(f"{target}: expected a directory, found a file; move it away")
+        if os.path.lexists(target):
+            raise InputError(f"{target}: expected a directory, found {kind_of(os.lstat(target).st_mode)}; move it away")
         return
     names = sorted(path.name for path in target.iterdir())
     foreign = [name for name in names if name not in (ARCHIVE, CALIB_MANIFEST) and not SAMPLE_NAME.fullmatch(name)]
     if foreign:
         raise InputError(f"{target}: holds {foreign[0]!r}, which is not of a calibration set; move it away")
-
-
-def _put_in_place(building: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(building, target)
-        return
-    aside = building.with_name(building.name + ".old")
-    os.rename(target, aside)
-    try:
-        os.rename(building, target)
-    except BaseException:
-        with suppress(OSError):
-            os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    strange = [path for path in sorted(target.iterdir()) if path.is_symlink() or not path.is_file()]
+    if strange:
+        raise InputError(f"{strange[0]}: expected a file of a calibration set, found something else; move it away")

@@ -12,7 +12,15 @@ import numpy as np
 from preprocess import TEMPORAL_PATCH_SIZE, Frame, check_aspect_ratio, unpatchify
 from qwen_vl_axera.contract import CAPTURE, PIXELS
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.frames.media import DEFAULT_FPS, VIDEOS, is_picture, list_pictures, picture_shape, read_picture
+from qwen_vl_axera.frames.media import (
+    DEFAULT_FPS,
+    VIDEOS,
+    check_input,
+    is_picture,
+    list_pictures,
+    picture_shape,
+    read_picture,
+)
 from qwen_vl_axera.frames.video import VideoStream
 from qwen_vl_axera.oracle.record import MADE_BY, Capture, read_capture, read_pixels
 
@@ -124,8 +132,7 @@ def open_inputs(inputs: Sequence[Path]) -> tuple[list[Source], list[str]]:
     sources: list[Source] = []
     notes: list[str] = []
     for path in inputs:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or directory")
+        check_input(path)
         if path.is_dir():
             found = _open_directory(path)
             sources += found

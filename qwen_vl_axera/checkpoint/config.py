@@ -54,7 +54,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     if not checkpoint.is_dir():
         raise InputError(f"{checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
     path = checkpoint / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is missing: expected the directory of a Qwen2.5-VL checkpoint")
     raw = read_json(path)
     if not isinstance(raw, dict):
@@ -82,6 +82,8 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     merged = {**raw, **nested}
     get = lambda name, kind=int, default=None: read_field(path, merged, name, kind, default)  # noqa: E731
     heads = get("num_attention_heads")
+    if get("hidden_size") % heads:
+        raise InputError(f"{path}: hidden_size {get('hidden_size')} is no multiple of {heads} attention heads")
     return TextConfig(
         hidden_size=get("hidden_size"),
         intermediate_size=get("intermediate_size"),

@@ -9,7 +9,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, TensorInfo, read_bytes
 from qwen_vl_axera.contract import EMBEDDING, EMBEDDING_FILES
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.files import atomic_write, made_directory
 
 STORED = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 INFINITE = 0x7F80  # the exponent of a bf16 infinity or NaN
@@ -32,10 +32,7 @@ def extract_embedding(checkpoint: Checkpoint, directory: Path, format: str = "bf
             values that are not finite; or `directory` is a file.
     """
     info = embedding_info(checkpoint)
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: expected a directory, found a file")
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = made_directory(Path(directory))
     path = directory / EMBEDDING_FILES[format]
     with progress.stage(f"embedding {format}", info.nbytes) as stage, atomic_write(path) as file:
         if format == "npy":

@@ -1,7 +1,11 @@
 """The tensors that a Qwen2.5-VL checkpoint consists of, from its configuration alone."""
 
 from qwen_vl_axera.checkpoint.config import ModelConfig, TextConfig
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.doors import check_memory
 from qwen_vl_axera.towers import find_tower
+
+FLOAT = 4  # bytes
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -10,6 +14,30 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     `lm_head.weight` is absent where it is tied to the embeddings.
     """
     return vision_tensors(config) | text_tensors(config.text)
+
+
+def check_vision(checkpoint: Checkpoint, size: tuple[int, int] | None = None) -> None:
+    """That the tower is stored as config.json describes it, and that a size's step fits this machine's memory.
+
+    Raises:
+        InputError: a tensor is missing or of another shape, or it doesn't fit.
+    """
+    checkpoint.check_counts()
+    checkpoint.check_shapes(vision_tensors(checkpoint.config))
+    if size is not None:
+        check_step_memory(checkpoint.config, size)
+
+
+def check_step_memory(config: ModelConfig, size: tuple[int, int]) -> None:
+    """That one step of a size fits this machine's memory: its patches, and the activations of a block.
+
+    Raises:
+        InputError: it does not.
+    """
+    vision = config.vision
+    rows, columns = vision.grid(size)
+    values = vision.in_channels * vision.patch_pixels + 4 * vision.hidden_size + 2 * vision.intermediate_size
+    check_memory(FLOAT * values * rows * columns, f"a step of {size[0]}x{size[1]}")
 
 
 def vision_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,6 @@ plain reads: a memory map would count every page it touches as resident memory.
 """
 
 import difflib
-import json
 import math
 import os
 import re
@@ -16,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.doors import MAX_JSON, open_file, parse_json
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import READ_SIZE, read_json
 from qwen_vl_axera.towers import find_tower
 from qwen_vl_axera.towers.tower import Tower
 
 INDEX_FILE = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes; the limit that the safetensors format sets itself
+MAX_HEADER = MAX_JSON  # bytes; the 72B's headers take 100 kB, the format itself allows 100 MB
 ITEM_SIZE = {
     "F64": 8,
     "F32": 4,
@@ -110,6 +110,35 @@ class Checkpoint:
         """The vision tower that config.json names."""
         return find_tower(self.config.model_type)
 
+    def check_counts(self) -> None:
+        """That config.json asks for no more blocks and layers than tensors are stored, each taking at least one.
+
+        Raises:
+            InputError: it does; whoever went through all of them would not come back.
+        """
+        vision, text = self.config.vision, self.config.text
+        for name, count in (("vision_config.depth", vision.depth), ("num_hidden_layers", text.num_hidden_layers)):
+            if count > len(self.tensors):
+                raise InputError(
+                    f"{self.directory / 'config.json'}: {name} is {count}, "
+                    f"the safetensors files hold {len(self.tensors)} tensors in all"
+                )
+
+    def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """That these tensors are stored, in these shapes: asked before anything of such a shape is made.
+
+        Raises:
+            InputError: one is missing or of another shape.
+        """
+        for name, shape in expected.items():
+            self.check_shape(self.info(name), shape)
+
+    def check_shape(self, info: TensorInfo, shape: tuple[int, ...]) -> None:
+        if info.shape != tuple(shape):
+            raise InputError(
+                f"{info.path}: {info.stored_name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
+            )
+
     def dtype(self, name: str) -> str:
         """How a tensor is stored: "BF16", "F16", "F32" ...; see `info`."""
         return self.info(name).dtype
@@ -137,10 +166,8 @@ class Checkpoint:
             InputError: the tensor is missing, of another shape, no float, or holds NaN or infinities.
         """
         info = self.info(name)
-        if shape is not None and info.shape != tuple(shape):
-            raise InputError(
-                f"{info.path}: {info.stored_name} has shape {list(info.shape)}, config.json asks for {list(shape)}"
-            )
+        if shape is not None:
+            self.check_shape(info, shape)
         if info.dtype not in FLOAT_DTYPES:
             how = self.config.quantization
             hint = f"this is a {how} checkpoint, use the original one" if how else "expected BF16, F16 or F32"
@@ -181,7 +208,7 @@ def read_bytes(info: TensorInfo, piece: int = READ_SIZE) -> Iterator[bytes]:
         InputError: the file ends early.
     """
     # Buffered, since an unbuffered read may return fewer bytes than asked for, even half a value.
-    with open(info.path, "rb", buffering=piece) as file:
+    with open_file(info.path, buffering=piece) as file:
         file.seek(info.start)
         left = info.nbytes
         while left:
@@ -194,7 +221,7 @@ def read_bytes(info: TensorInfo, piece: int = READ_SIZE) -> Iterator[bytes]:
 
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
-    if index.is_file():
+    if os.path.lexists(index):
         listed = read_json(index)
         names = listed.get("weight_map") if isinstance(listed, dict) else None
         if not isinstance(names, dict) or not names:
@@ -203,7 +230,7 @@ def _weight_files(directory: Path) -> list[Path]:
         outside = [shard for shard in shards if Path(shard).name != shard]
         if outside:
             raise InputError(f"{index}: {outside[0]!r} is no file name within the directory")
-        absent = [shard for shard in shards if not (directory / shard).is_file()]
+        absent = [shard for shard in shards if not (directory / shard).exists()]
         if absent:
             raise InputError(
                 f"{directory}: {INDEX_FILE} names {len(shards)} shards, {len(absent)} absent: {', '.join(absent)}"
@@ -223,8 +250,8 @@ def read_header(path: Path) -> list[TensorInfo]:
     Raises:
         InputError: it is no safetensors file, or a truncated one.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         head = file.read(9)  # the header's length and its opening brace
         length = int.from_bytes(head[:8], "little")
         if not head.endswith(b"{") or not 2 <= length <= MAX_HEADER:
@@ -232,10 +259,7 @@ def read_header(path: Path) -> list[TensorInfo]:
         file.seek(8)
         if 8 + length > size:
             raise InputError(f"{path}: truncated: {size} bytes, its header alone needs {8 + length}")
-        try:
-            header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError):
-            raise InputError(f"{path}: not a safetensors file (its header is no JSON)") from None
+        header = parse_json(file.read(length), path, "; this is no safetensors header")
     if not isinstance(header, dict):
         raise InputError(f"{path}: not a safetensors file (its header is no object)")
     header.pop("__metadata__", None)
@@ -244,10 +268,12 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 def _tensor_info(path: Path, stored: str, entry: dict, base: int, size: int) -> TensorInfo:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
-        start, end = (base + int(offset) for offset in entry["data_offsets"])
+        dtype, shape, offsets = entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"])
+        if type(dtype) is not str or len(offsets) != 2 or any(type(side) is not int for side in shape + offsets):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: the header entry of {stored} is malformed") from None
+    start, end = (base + offset for offset in offsets)
     if end > size:
         raise InputError(f"{path}: truncated: {stored} ends at byte {end}, the file has {size}")
     expected = math.prod(shape) * ITEM_SIZE[dtype] if dtype in ITEM_SIZE else end - start

@@ -25,6 +25,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
 from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES
+from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file
 
@@ -98,13 +99,15 @@ def parse_command(argv: Sequence[str]) -> Command:
 
 
 def _check_inputs(args, tool: Tool) -> None:
-    from qwen_vl_axera.checkpoint.config import load_config  # not for --print, which needs no environment
+    from qwen_vl_axera.checkpoint.tensors import Checkpoint  # not for --print, which needs no environment
 
     if args.step == "build":
         _existing(args.model, "run export.py first")
         _existing(args.config, "give the build configuration")
     elif args.step == "llm_build":
-        args.num_layers = load_config(args.ckpt).text.num_hidden_layers
+        checkpoint = Checkpoint(args.ckpt)
+        checkpoint.check_counts()
+        args.num_layers = checkpoint.config.text.num_hidden_layers
         if args.llm_build2 and not has_llm_build2(tool):
             raise InputError(f"{tool.name} has no llm_build2: leave --llm-build2 out, or use a newer release")
     elif args.step == "run":
@@ -114,8 +117,9 @@ def _check_inputs(args, tool: Tool) -> None:
 
 
 def _existing(path: Path, remedy: str) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is missing: {remedy}")
+    check_file(path)
 
 
 def _command(args, tool: Tool) -> Command:

@@ -14,9 +14,15 @@ import numpy as np
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+from qwen_vl_axera.fidelity.template import render
 from qwen_vl_axera.files import read_json
+
+TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,20 @@ def load_tokenizer(directory: Path):
     """
     from transformers import AutoTokenizer
 
-    if not (Path(directory) / "tokenizer.json").is_file() and not (Path(directory) / "vocab.json").is_file():
+    directory = Path(directory)
+    if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():
         raise InputError(f"{directory}: no tokenizer.json; copy the tokenizer files beside the weights")
+    for path in sorted(directory.iterdir()):  # transformers opens what it finds: pipes and devices, too
+        if path.suffix == ".json":
+            read_json(path)
+        elif path.suffix in TOKENIZER_FILES:
+            read_bytes(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise InputError(f"{directory}: the tokenizer does not load: {error}") from None
-    tokenizer.chat_template = processor_template(Path(directory)) or tokenizer.chat_template
-    if not tokenizer.chat_template:
+        raise InputError(f"{directory}: the tokenizer does not load: {str(error)[:200]}") from None
+    tokenizer.chat_template = processor_template(directory) or tokenizer.chat_template
+    if not isinstance(tokenizer.chat_template, str):
         raise InputError(f"{directory}: no chat template; copy the released chat_template.json beside the weights")
     return tokenizer
 
@@ -73,13 +85,13 @@ def processor_template(directory: Path) -> str | None:
         InputError: the file is unreadable or of another form.
     """
     path = directory / "chat_template.jinja"
-    if path.is_file():
+    if path.exists():
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_bytes(path).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise InputError(f"{path}: not readable as text ({error})") from None
     path = directory / "chat_template.json"
-    if path.is_file():
+    if path.exists():
         raw = read_json(path)
         if not isinstance(raw, dict) or not isinstance(raw.get("chat_template"), str):
             raise InputError(f'{path}: expected an object with a text "chat_template"')
@@ -90,15 +102,9 @@ def processor_template(directory: Path) -> str | None:
 def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) -> np.ndarray:
     """The prompt's token ids, int64 (L,), with the video pad repeated `num_tokens` times."""
     content = [{"type": "video"}, {"type": "text", "text": text}]
-    try:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # whatever a template does with a list of parts that it does not expect
-        raise InputError(
-            "the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
-            f"({type(error).__name__}: {error}); copy the released chat_template.json beside the weights"
-        ) from None
+    messages = [{"role": "user", "content": content}]
+    variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}
+    rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
     ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
     pads = np.flatnonzero(ids == config.video_token_id)
     if len(pads) != 1:
@@ -150,40 +156,16 @@ class LanguageModel:
     """
 
     def __init__(self, directory: Path, dtype: str = "bfloat16", device: str = "cpu"):
-        import torch
-        import transformers
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        transformers.utils.logging.disable_progress_bar()  # the stage below shows one
-        self.config = load_config(directory)
+        checkpoint = Checkpoint(directory)
+        self.config, self.device = checkpoint.config, device
         self.tokenizer = load_tokenizer(directory)
-        self.device = device
-        # torch_dtype was renamed in 4.56.
-        release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-        key = "dtype" if release >= (4, 56) else "torch_dtype"
-        with progress.stage("load language model", unit="model"):
-            try:
-                model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                    directory, local_files_only=True, **{key: getattr(torch, dtype)}
-                )
-            except (ImportError, RuntimeError, ValueError) as error:
-                if self.config.quantization is None:
-                    raise
-                raise InputError(
-                    f"{directory}: the language model is stored with {self.config.quantization}, which transformers "
-                    f"does not run here ({str(error).strip().splitlines()[0]}); do without text"
-                ) from None
-        # The features come from elsewhere; the tower's memory is given back.
-        owner = model.model if hasattr(model.model, "visual") else model
-        owner.visual = None
-        self.model = model.to(device).eval()
-        self.stop_ids = self._stop_ids()
-
-    def _stop_ids(self) -> set[int]:
-        stop: Any = self.model.generation_config.eos_token_id
-        if stop is None:
-            stop = self.tokenizer.eos_token_id
-        return set(stop) if isinstance(stop, list | tuple) else {stop}
+        if method := self.config.quantization:
+            raise InputError(
+                f"{directory}: the language model is stored with {method}, which transformers does not run here "
+                "(its weights are packed); do without text"
+            )
+        self.stop_ids = stop_ids(checkpoint.directory, self.tokenizer)
+        self.model = load_language_model(checkpoint, dtype, device)
 
     def generate(self, prompt: Prompt, features: np.ndarray, max_new_tokens: int) -> list[Token]:
         """Greedy decoding.

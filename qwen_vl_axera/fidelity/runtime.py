@@ -9,7 +9,7 @@ import onnx
 from preprocess import normalize, to_graph_input
 from qwen_vl_axera.contract import INPUT_NAME
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.graph.files import load_graph, read_spec
+from qwen_vl_axera.graph.files import check_data, load_graph, read_spec
 
 # ONNX Runtime's name for where a model that comes from memory has its data file.
 DATA_DIRECTORY = "session.model_external_initializers_file_folder_path"
@@ -35,7 +35,9 @@ class OnnxTower:
         import onnxruntime
 
         self.path = Path(path)
-        self.spec = read_spec(load_graph(self.path), self.path)
+        graph = load_graph(self.path)
+        self.spec = read_spec(graph, self.path)
+        check_data(graph, self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Packed copies of the weights would double the memory for a few percent of speed.
@@ -47,7 +49,7 @@ class OnnxTower:
         try:
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise InputError(f"{self.path}: ONNX Runtime cannot load it: {error}") from None
+            raise InputError(f"{self.path}: ONNX Runtime cannot load it: {str(error)[:300]}") from None
         graph_input = self.session.get_inputs()[0]
         self.uint8 = graph_input.type == "tensor(uint8)"
         self.num_patches = graph_input.shape[1 if self.uint8 else 2]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS, ORACLE
+from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import Graph
 from qwen_vl_axera.files import require, sha256_file, write_arrays
@@ -73,7 +74,7 @@ def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int,
     """
     again = f"run {MADE_BY} again"
     try:
-        with zipfile.ZipFile(require(path, MADE_BY)) as archive:
+        with open_file(require(path, MADE_BY)) as stored, zipfile.ZipFile(stored) as archive:
             for file in (ORACLE, graph.file):
                 written = _member(archive, f"{file}/{SHA256}", (32,), np.uint8)
                 if Path(file).name != file or not (written == _digest(require(workdir / file, "export.py"))).all():
@@ -101,7 +102,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: 
         version = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else (None, None, None)
         if header != (shape, False, np.dtype(dtype)):
-            raise InputError(f"{archive.filename}: {name} is not of the captured clip: run {MADE_BY} again")
+            raise InputError(f"{name} in it is not of the captured clip: run {MADE_BY} again")
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.frombuffer(file.read(count), dtype).reshape(shape)
 

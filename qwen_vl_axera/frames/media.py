@@ -5,29 +5,40 @@ pictures are taken whole, in name order. Nothing is held that is not needed yet.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
 from preprocess import (
     MAX_PIXELS,
     MIN_PIXELS,
+    TEMPORAL_PATCH_SIZE,
     automatic_size,
     check_aspect_ratio,
     check_size,
     frame_shape,
 )
 from qwen_vl_axera.contract import NUM_FRAMES
+from qwen_vl_axera.doors import check_file, check_memory, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.frames.video import VideoFile, sample_frames
 
 DEFAULT_FPS = 1.0  # of directories and pictures
 PICTURES = {".bmp", ".jpeg", ".jpg", ".jpe", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+
+# Pillow's own bound is a fixed number; `open_picture` asks how much memory there is.
+Image.MAX_IMAGE_PIXELS = None
+# What Pillow may take a file for: some of its other readers run programs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+PIXEL_BYTES = 8  # of a picture while it becomes RGB: four as Pillow holds it, four of the copy
+IN_WORK = TEMPORAL_PATCH_SIZE * ((os.cpu_count() or 1) + 1)  # pictures, in `iter_steps`
 
 ATTEMPTS = 3  # at decoding a frame that is known to decode
 
@@ -110,8 +121,7 @@ def load_clip(paths: Sequence[Path] | Path | str, *, num_frames: int | None = No
     if not paths:
         raise InputError("no input: expected a video file, a directory of frames, or pictures")
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or directory")
+        check_input(path)
     if len(paths) == 1 and not paths[0].is_dir() and not is_picture(paths[0]):
         clip = _load_video(paths[0], num_frames, fps)
     else:
@@ -196,6 +206,20 @@ def _load_pictures(paths: list[Path], num_frames: int | None, fps: float | None)
     return Clip(PictureFrames(tuple(files)), kind, tuple(paths), indices, rate, shapes[0], tuple(notes))
 
 
+def check_input(path: Path) -> None:
+    """That a path leads to a file or a directory.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        is_directory = path.is_dir()
+    except ValueError:  # NUL in the name
+        is_directory = False
+    if not is_directory:
+        check_file(path)
+
+
 def list_pictures(directory: Path) -> list[Path]:
     """The pictures in a directory, in name order (as text: write 02, not 2, before 10).
 
@@ -217,9 +241,9 @@ def is_picture(path: Path) -> bool:
     if suffix in PICTURES | VIDEOS or not path.is_file():
         return suffix in PICTURES
     try:
-        with Image.open(path):
+        with open_picture(path):
             return True
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except InputError:
         return False
 
 
@@ -229,7 +253,7 @@ def picture_shape(path: Path) -> tuple[int, int]:
     Raises:
         InputError: it is no picture that Pillow reads.
     """
-    with _picture_errors(path), Image.open(path) as image:
+    with open_picture(path) as image:
         return frame_shape(image)
 
 
@@ -239,16 +263,33 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         InputError: it does not decode.
     """
-    with _picture_errors(path):
-        image = Image.open(path)
+    with open_picture(path) as image:
+        image.getexif()  # of some formats it can't be read any more when the file is closed
         image.load()
         return image
 
 
 @contextmanager
-def _picture_errors(path: Path) -> Iterator[None]:
+def open_picture(source: Path | IO[bytes], name: object = None) -> Iterator[Image.Image]:
+    """A picture whose header was read, and whose pixels fit the memory.
+
+    Args:
+        source: the file.
+        name: what messages call it (default: its path).
+
+    Raises:
+        InputError: it is no picture that Pillow reads, or it is too large; also for what fails in the block.
+    """
+    name = source if name is None else name
     try:
-        yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        Image.init()
+        file = open_file(source) if isinstance(source, Path) else source
+        with file, Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            width, height = image.size
+            check_memory(PIXEL_BYTES * IN_WORK * width * height, f"{name}: a picture of {height}x{width}")
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead to
         reason = "no picture in a known format" if "cannot identify" in str(error) else str(error)
-        raise InputError(f"{path}: does not decode as a picture ({reason}); replace or remove it") from None
+        raise InputError(f"{name}: does not decode as a picture ({reason}); replace or remove it") from None

@@ -16,7 +16,16 @@ import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE
 from qwen_vl_axera.contract import NUM_FRAMES
+from qwen_vl_axera.doors import check_file, check_memory
 from qwen_vl_axera.errors import InputError
+
+# FFmpeg's names of what is read. Playlists are not: they name other files, and addresses.
+CONTAINERS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpeg,mpegts,mpegvideo,h264,hevc,asf,ogg,m4v",
+    "protocol_whitelist": "file",
+}
+FRAME_BYTES = 6  # of a pixel: as it is decoded, and as RGB
+FRAMES = 16  # that a decoder holds at a time: references, and one per thread
 
 SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
 
@@ -36,6 +45,8 @@ class VideoFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        with _open_container(self.path):  # decord would take any playlist, and follow it
+            pass
         reader = _open_reader(self.path)
         self.count, self.fps = len(reader), _checked_fps(self.path, reader.get_avg_fps())
         self.shape = _shape(self.path, self.read([0]))
@@ -121,20 +132,37 @@ class VideoStream:
                 return
 
     def _open(self):
-        import av
+        return _open_container(self.path)
 
-        # PyAV's own log callback takes the interpreter's lock, for which a decoding thread and the thread that
-        # closes the file wait for each other; FFmpeg's needs none. -8 is FFmpeg's "quiet".
-        av.logging.restore_default_callback()
-        av.logging.set_libav_level(-8)
-        try:
-            container = av.open(os.path.abspath(self.path))
-        except (av.error.FFmpegError, ValueError):
-            raise InputError(_NO_VIDEO.format(self.path)) from None
+
+def _open_container(path: Path):
+    """The file as PyAV opens it.
+
+    Raises:
+        InputError: it is no video, of a kind that is not read, or its frames don't fit the memory.
+    """
+    import av
+
+    check_file(path)
+    # PyAV's own log callback takes the interpreter's lock, for which a decoding thread and the thread that
+    # closes the file wait for each other; FFmpeg's needs none. -8 is FFmpeg's "quiet".
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(-8)
+    try:
+        # An absolute path is never mistaken for a protocol.
+        container = av.open(os.path.abspath(path), options=CONTAINERS)
+    except (av.error.FFmpegError, ValueError, OSError):
+        raise InputError(_NO_VIDEO.format(path)) from None
+    try:
         if not container.streams.video:
-            container.close()
-            raise InputError(_NO_VIDEO.format(self.path))
-        return container
+            raise InputError(_NO_VIDEO.format(path))
+        stream = container.streams.video[0]
+        height, width = stream.height or 0, stream.width or 0
+        check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
+    except BaseException:
+        container.close()
+        raise
+    return container
 
 
 def _shape(path: Path, frames: Iterator[np.ndarray]) -> tuple[int, int]:

@@ -15,7 +15,9 @@ from onnx import numpy_helper
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import GraphSpec, data_file
+from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.files import require
 
 Weights = Iterable[tuple[str, np.ndarray]]
 
@@ -115,12 +117,9 @@ def read_weight(tensor: onnx.TensorProto, directory: Path) -> np.ndarray:
         return numpy_helper.to_array(tensor)
     place = place_of(tensor)
     path, count = Path(directory) / Path(str(place["location"])).name, int(place["length"]) // 4
-    try:
-        with open(path, "rb") as file:
-            file.seek(int(place["offset"]))
-            values = np.fromfile(file, "<f4", count)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: run export.py again") from None
+    with open_file(require(path, "export.py")) as file:
+        file.seek(int(place["offset"]))
+        values = np.fromfile(file, "<f4", count)
     if len(values) != count:
         raise InputError(f"{path}: ends inside {tensor.name}: run export.py again")
     return values

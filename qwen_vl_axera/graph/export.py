@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preprocess import MEAN, STD
+from preprocess import MEAN, STD, check_size
 from qwen_vl_axera import progress
+from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -64,7 +65,9 @@ def export_vision(
     from qwen_vl_axera.graph.operators import statistics
 
     workdir, tower, config = Path(workdir), checkpoint.tower, checkpoint.config.vision
-    sizes = list(dict.fromkeys(sizes)) or [default_size(mode, workdir)]
+    sizes = [checked_size(size) for size in dict.fromkeys(sizes)] or [default_size(mode, workdir)]
+    for size in sizes:
+        check_vision(checkpoint, size)
     layouts = {size: tower.layout(config, size) for size in sizes}
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
@@ -133,6 +136,18 @@ def default_size(mode: str, workdir: Path) -> Size:
         return read_capture(workdir).size
     except InputError as error:
         raise InputError(f"{error}; or give --size H W") from None
+
+
+def checked_size(size: Size) -> Size:
+    """A size that every other script takes, too.
+
+    Raises:
+        InputError: a side is no multiple of 28, or one is 200 times the other.
+    """
+    try:
+        return check_size(*size)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
 
 
 def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:

@@ -1,6 +1,5 @@
 """Graph files: written, read without their weights, and what they say about themselves."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import onnx
 
 from qwen_vl_axera.contract import CAPTURE, GraphSpec, graph_stem
+from qwen_vl_axera.doors import open_file, parse_json, read_bytes
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.files import atomic_write, require
 from qwen_vl_axera.oracle.record import read_capture
 
+MAX_GRAPH = 1 << 28  # bytes; without its weights the graph of 1288x1288 takes 10 MB
 METADATA_PREFIX = "qwen_vl_axera."
 
 
@@ -24,7 +25,7 @@ def write_graph(model: onnx.ModelProto, path: Path) -> None:
 def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """What `export.py` wrote about a model; empty for a foreign one."""
     return {
-        entry.key.removeprefix(METADATA_PREFIX): json.loads(entry.value)
+        entry.key.removeprefix(METADATA_PREFIX): parse_json(entry.value, f"metadata {entry.key}")
         for entry in model.metadata_props
         if entry.key.startswith(METADATA_PREFIX)
     }
@@ -44,15 +45,36 @@ def load_graph(path: Path) -> onnx.ModelProto:
     """
     from google.protobuf.message import DecodeError
 
-    if not Path(path).is_file():
-        raise InputError(f"{path} is missing: run export.py first")
     try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
+        model = onnx.load_from_string(read_bytes(require(path, "export.py"), MAX_GRAPH))
     except DecodeError:
         raise InputError(f"{path}: not an ONNX model (truncated?)") from None
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX model (it has no nodes)")
     return model
+
+
+def check_data(model: onnx.ModelProto, path: Path) -> None:
+    """That a graph's weights lie in files beside it: ONNX Runtime would open whatever the graph names.
+
+    Raises:
+        InputError: a place is malformed, leads elsewhere, or the file is missing, no regular one or too short.
+    """
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place:
+            name, numbers = place.get("location", ""), [place.get(key, "0") for key in ("offset", "length")]
+            if Path(name).name != name or not all(text.isdecimal() and len(text) < 19 for text in numbers):
+                raise InputError(
+                    f"{path}: the weights of {tensor.name} are not in a file beside it: run export.py again"
+                )
+            ends[name] = max(ends.get(name, 0), sum(map(int, numbers)))
+    for name, end in ends.items():
+        with open_file(require(Path(path).parent / name, "export.py")) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size < end:
+            raise InputError(f"{Path(path).parent / name}: {size} bytes, {path} needs {end}: run export.py again")
 
 
 def read_spec(model: onnx.ModelProto, path: Path) -> GraphSpec:

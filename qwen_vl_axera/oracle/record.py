@@ -11,8 +11,9 @@ from pydantic import Field
 
 from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
 from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import atomic_write, read_array, read_record, write_array, write_record
+from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
 from qwen_vl_axera.record import Count, Positive, Rate, Text, record
 
 MADE_BY = "run_video_by_sec.py"
@@ -138,14 +139,14 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
 
     tensors = {}
     for name in LAYOUT_TENSORS:
-        path = Path(workdir) / f"{name}.pth"
-        if not path.is_file():
-            raise InputError(f"{path} is missing: run {MADE_BY} first")
+        path = require(Path(workdir) / f"{name}.pth", MADE_BY)
         try:
-            tensors[name] = torch.load(path, map_location="cpu", weights_only=True).numpy()
-        except Exception as error:  # torch raises pickle, zip and runtime errors here
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{path}: not a plain tensor ({reason}); run {MADE_BY} again") from None
+            with open_file(path) as file:
+                tensors[name] = torch.load(file, map_location="cpu", weights_only=True).numpy()
+        except InputError:
+            raise
+        except Exception:  # torch raises pickle, zip and runtime errors here, with advice to allow pickles
+            raise InputError(f"{path}: not a plain tensor, no other object is read; run {MADE_BY} again") from None
         finite(tensors[name], path)
     return tensors
 

@@ -1,5 +1,6 @@
 """Step 1: a clip through transformers' own tower, one temporal step at a time."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from preprocess import frames_to_patches
 from qwen_vl_axera import progress
+from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.doors import check_memory
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.oracle.record import Capture, save_capture, versions
@@ -34,9 +37,12 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         CheckFailed: a step alone is not what it is beside another one, the steps' layouts differ, or an answer is
             not finite.
     """
-    pixels = frames_to_patches(clip.frames, size)
+    check_vision(checkpoint, size)
     vision = checkpoint.config.vision
     grid = vision.grid(size)
+    steps = -(-len(clip.frames) // vision.temporal_patch_size)
+    check_memory(steps * math.prod(vision.input_shape(size)), f"the clip's {len(clip.frames)} frames")
+    pixels = frames_to_patches(clip.frames, size)
     tower = checkpoint.tower.reference(checkpoint, vision, device)
     oracle, layout = tower.run_steps(pixels, grid)
     oracle = oracle.reshape(len(pixels), -1, oracle.shape[-1])

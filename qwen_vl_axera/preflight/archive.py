@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from preprocess import MEAN, STD, num_patches
 from qwen_vl_axera.calibration.archive import NEAR_FRACTION, count_near, thumbnail
+from qwen_vl_axera.doors import check_memory, open_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.frames.media import open_picture
 from qwen_vl_axera.preflight.checks import Check
 
 CALIBRATE_AGAIN = "run get_calib.py again"
-MEMBER_LIMIT = 1 << 30  # bytes; the largest sample, 1288x1288, takes 40 MB
+DECODED = 4  # times a member's size: its bytes, its values, what is made of them for looking at
 LEVELS = 255
 SLACK = 1e-3  # beyond the exact range of normalised values: float32 rounding
 
@@ -59,6 +60,8 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
     known = size is not None
     for values, name, kind in iter_samples(path):
         shapes.setdefault((kind, values.shape), name)
+        if len(shapes) > 1:
+            break  # said below, and no more of it is read
         low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
         if known and values.shape == (1, 3, num_patches(*size), 392):
             thumbnails.append(thumbnail(as_pixels(values), size))
@@ -82,14 +85,17 @@ def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, str, str]]:
         InputError: as `read_archive`.
     """
     try:
-        with tarfile.open(path) as tar:
+        # "r:": not compressed, as get_calib.py writes it; a few compressed bytes would unpack into any number.
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                tar.members.clear()  # tarfile keeps them all
                 values, kind = _read_member(tar, member)
                 yield values, member.name, kind
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a readable tar archive ({error})") from None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        text = str(error)
+        raise InputError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    except Exception as error:  # whatever damaged headers lead tarfile to
+        raise InputError(f"{path}: not a readable tar archive ({error})") from None
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[np.ndarray, str]:
@@ -101,8 +107,9 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[np.ndar
         raise InputError(f"{name!r} does not lie at the root of the archive")
     if not name.endswith((".npy", ".png")):
         raise InputError(f"{name!r} is no sample: expected .npy or .png")
-    if member.size > MEMBER_LIMIT:
-        raise InputError(f"{name!r} has {member.size} bytes, no sample is that large")
+    if member.issparse():
+        raise InputError(f"{name!r} is a sparse file; get_calib.py writes none")
+    check_memory(DECODED * member.size, name)
     data = io.BytesIO(tar.extractfile(member).read())
     return (_numpy(name, data), "numpy") if name.endswith(".npy") else (_image(name, data), "image")
 
@@ -110,8 +117,8 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[np.ndar
 def _numpy(name: str, data: io.BytesIO) -> np.ndarray:
     try:
         values = np.load(data, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{name}: not a plain array ({error})") from None
+    except Exception:  # whatever hostile bytes lead numpy's reader to; its words advise to allow pickles
+        raise InputError(f"{name}: not a plain array") from None
     if not isinstance(values, np.ndarray) or values.dtype != np.float32:
         raise InputError(f"{name} is {getattr(values, 'dtype', 'no array')}, the graph's input is float32")
     if values.ndim != 4 or values.shape[:2] != (1, 3) or not values.size:
@@ -122,15 +129,10 @@ def _numpy(name: str, data: io.BytesIO) -> np.ndarray:
 
 
 def _image(name: str, data: io.BytesIO) -> np.ndarray:
-    try:
-        with Image.open(data) as picture:
-            if picture.mode != "RGB":
-                raise InputError(f"{name} is {picture.mode}, expected RGB of 8 bits")
-            pixels = np.asarray(picture)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: not a readable picture ({error})") from None
+    with open_picture(data, name) as picture:
+        if picture.mode != "RGB":
+            raise InputError(f"{name} is {picture.mode}, expected RGB of 8 bits")
+        pixels = np.asarray(picture)
     return pixels.transpose(2, 0, 1)[None].astype(np.float32)
 
 

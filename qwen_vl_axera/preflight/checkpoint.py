@@ -22,6 +22,7 @@ METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "bitsandbytes": "bitsandb
 
 def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
     """Every expected tensor with its shape and dtype, and how the checkpoint is stored. Reads no tensor data."""
+    checkpoint.check_counts()
     method = quantization(checkpoint)
     if method == "GPTQ":
         yield _gptq(checkpoint)
@@ -116,7 +117,7 @@ def _index(checkpoint: Checkpoint) -> Iterator[Check]:
     path = checkpoint.directory / INDEX_FILE
     if not path.is_file():
         return
-    listed = read_json(path)["weight_map"]
+    listed = read_json(path)["weight_map"]  # an object of names, or Checkpoint had refused it
     lost = [
         f"{name} (in {shard})"
         for name, shard in listed.items()

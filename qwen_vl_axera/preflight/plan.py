@@ -236,8 +236,10 @@ class Preflight:
 
     def _language_bytes(self) -> int:
         """Bytes of the language model in 16 bits."""
-        config = load_checkpoint_config(self.plan.checkpoint)
-        return sum(2 * math.prod(shape) for shape in text_tensors(config.text).values())
+        if self.checkpoint is None:
+            return 0  # said before
+        self.checkpoint.check_counts()
+        return sum(2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text).values())
 
     def _memory(self) -> Iterator[Check]:
         yield from memory_checks(self.graph_bytes)

@@ -10,9 +10,11 @@ from PIL import Image
 from preprocess import CHANNELS, FACTOR, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
 from qwen_vl_axera.calibration.manifest import Manifest, Sample
 from qwen_vl_axera.contract import FIDELITY_TOKENS
+from qwen_vl_axera.doors import map_array
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import Fidelity
 from qwen_vl_axera.fidelity.tokens import read_token_errors
+from qwen_vl_axera.frames.media import open_picture
 from qwen_vl_axera.oracle.record import Capture
 from qwen_vl_axera.report.parts import Part
 from qwen_vl_axera.report.pictures import CONTACT, THUMBNAIL, Scale, data_uri, error_map, shrink
@@ -129,9 +131,9 @@ def read_sample(directory: Path, sample: Sample) -> np.ndarray:
     """
     path = directory / sample.file
     if path.suffix != ".npy":
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return np.asarray(picture.convert("RGB"))
-    values = np.load(path, allow_pickle=False)
+    values = np.asarray(map_array(path))
     if values.dtype != np.float32 or values.ndim != 4 or values.shape[:2] != (1, CHANNELS):
         raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, {PATCH_PIXELS})")
     pixels = values[0].transpose(1, 2, 0)

@@ -29,6 +29,7 @@ from qwen_vl_axera.contract import (
     PREFLIGHT,
     STEPS,
 )
+from qwen_vl_axera.doors import check_file, check_output
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import read_axmodel_fidelity, read_fidelity
 from qwen_vl_axera.files import atomic_write
@@ -79,8 +80,9 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
     """
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; run run_video_by_sec.py first")
-    if preflight is not None and not preflight.is_file():
-        raise InputError(f"--preflight {preflight}: no such file")
+    if preflight is not None:
+        check_file(preflight)
+    check_output(output)  # before the work, not after it
     context = gather(checkpoint, workdir, preflight or workdir / PREFLIGHT)
     page = render(context)
     with atomic_write(output, "w") as file:

@@ -1,14 +1,17 @@
 """What `report.html` is made of: the records of a work directory, or why one cannot be shown and what makes it."""
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import InputError
 
 T = TypeVar("T")
+LONGEST = 1 << 20  # bytes of a text file
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def read_part(read: Callable[[Path], T], path: Path, command: str, name: str = "
     Returns:
         Its content, or a part that says what is wrong: the report is written all the same.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Part(None, f"{name or path.name} is not there yet.", command, absent=True)
     try:
         return Part(read(path))
@@ -50,7 +53,7 @@ def read_part(read: Callable[[Path], T], path: Path, command: str, name: str = "
 
 def read_text(path: Path) -> str:
     """A text file; bytes that are no UTF-8 are replaced."""
-    return path.read_bytes().decode("utf-8", "replace")
+    return read_bytes(path, LONGEST).decode("utf-8", "replace")
 
 
 def shell_line(*words: Any) -> str:

@@ -66,7 +66,7 @@ def vision(**fields):
         ({"model_type": "qwen2_vl"}, "qwen2_vl"),
         ({"model_type": "qwen2_5_vl"}, "vision_config"),
         (vision(depth=None), "vision_config.depth is missing"),
-        (vision(depth="32"), "expected int"),
+        (vision(depth="32"), "expected a whole number"),
         (vision(num_heads=-1), "positive"),
         (vision(num_heads=7), "heads"),
         (vision(fullatt_block_indexes=[32]), "leave the 32 blocks"),

@@ -306,7 +306,7 @@ def test_tokenizer_problems_are_named(talking, tmp_path):
         load_tokenizer(tmp_path)
     copy = shutil.copytree(talking, tmp_path / "copy")
     (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="does not load"):
+    with pytest.raises(InputError, match="not readable as JSON"):
         load_tokenizer(copy)
     shutil.copy(talking / "tokenizer.json", copy)
     settings = json.loads((copy / "tokenizer_config.json").read_text())

@@ -112,7 +112,7 @@ def test_pictures_for_a_normalized_graph(state):
     pack(state.archive, numbered(samples(format="image"), "png") | {"x.png": grey.getvalue()})
     assert "is L, expected RGB" in state.bad()["archive"]
     pack(state.archive, numbered(samples(format="image"), "png") | {"x.png": b"no picture"})
-    assert "not a readable picture" in state.bad()["archive"]
+    assert "does not decode as a picture" in state.bad()["archive"]
 
 
 def test_values_are_told_apart(tmp_path):

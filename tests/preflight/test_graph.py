@@ -64,7 +64,7 @@ BROKEN_GRAPHS = {
     "another checkpoint": (set_metadata("checkpoint", '"other"'), {"graph metadata": "made from other, not tiny"}),
     "another mean": (set_metadata("mean", "[0.5, 0.5, 0.5]"), {"graph metadata": "mean is [0.5, 0.5, 0.5]"}),
     "foreign graph": (edit_graph(clear_metadata), {"graph": "no vision graph of export.py"}),
-    "metadata that is no JSON": (set_metadata("size", "{"), {"graph": "malformed"}),
+    "metadata that is no JSON": (set_metadata("size", "{"), {"graph": "not readable as JSON"}),
     "weights absent": (
         lambda state: (state.workdir / "tiny_vision.onnx.data").unlink(),
         {"graph weights": "is not beside"},

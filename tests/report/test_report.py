@@ -412,7 +412,7 @@ def test_checks_and_steps_decide_the_verdict(workdir, tiny, status, word):
         (["{tmp}/none"], "none"),
         (["{ckpt}", "--workdir", "{tmp}/none"], "no such directory"),
         (["{ckpt}", "--workdir", "{tmp}", "--preflight", "{tmp}/none.json"], "no such file"),
-        (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/none/report.html"], "No such file or directory"),
+        (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/none/report.html"], "there is no directory"),
     ],
 )
 def test_bad_input_ends_in_one_line(tiny_dir, tmp_path, run_script, arguments, expected):

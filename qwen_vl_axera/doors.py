@@ -1,0 +1,246 @@
+"""What comes in from outside passes here: files are opened, bounded and parsed by these functions and no others.
+
+Whatever a path leads to, a function here returns what it promises or raises an InputError that names the path; it never
+waits for a pipe, never reads a device and never takes more memory than the machine has.
+"""
+
+import errno
+import json
+import math
+import os
+import reprlib
+import stat
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from qwen_vl_axera.errors import InputError
+
+MAX_JSON = 32 << 20  # bytes; tokenizer.json, the largest of a real checkpoint, has 11 MB
+MOST_DIGITS = 400  # of a whole number: float64 ends below it, Python's own limit is 4300
+MEMORY_SHARE = 0.5  # of what is free: the most that one input may make us ask for
+
+KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
+DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+# The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
+last_opened: list[str] = []
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this `st_mode` is, in words."""
+    return next((name for test, name in KINDS if test(mode)), "a file")
+
+
+def open_file(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Opens a regular file for reading.
+
+    Args:
+        path: symbolic links are followed.
+        buffering: as `open`'s.
+
+    Raises:
+        InputError: it is missing, unreadable, or no regular file.
+    """
+    last_opened[:] = [str(path)]
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        gone = " (a link to one that is gone)" if os.path.islink(path) else ""
+        raise InputError(f"{path}: no such file{gone}") from None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise InputError(f"{path}: expected a file, found a socket") from None
+        raise InputError(f"{path}: not readable ({error.strerror})") from None
+    except ValueError:  # NUL in the name
+        raise InputError(f"{path}: no file name") from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: expected a file, found {kind_of(mode)}")
+        return open(descriptor, "rb", buffering=buffering)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_file(path: Path) -> Path:
+    """The path of a regular file that can be read, for readers that open it themselves.
+
+    Raises:
+        InputError: as `open_file`.
+    """
+    open_file(path, 0).close()
+    return Path(path)
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON) -> bytes:
+    """A whole file of bounded size.
+
+    Raises:
+        InputError: as `open_file`, or it is larger.
+    """
+    with open_file(path) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: not readable ({error.strerror})") from None
+    if len(data) > limit:
+        raise InputError(f"{path}: more than {limit >> 20} MB, which no file of this kind has")
+    return data
+
+
+def parse_json(data: bytes | str, path: Path, remedy: str = "") -> Any:
+    """JSON as RFC 8259 has it.
+
+    Args:
+        data: the text, UTF-8.
+        path: where it is from, for messages.
+        remedy: the end of a message.
+
+    Raises:
+        InputError: it is none, nested too deeply, holds a key twice, or a number that float64 doesn't hold.
+    """
+    hooks = {"object_pairs_hook": _unique, "parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
+    try:
+        return json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, **hooks)
+    except RecursionError:
+        raise InputError(f"{path}: not readable as JSON (nested too deeply){remedy}") from None
+    except ValueError as error:  # of bytes, syntax, or the hooks
+        raise InputError(f"{path}: not readable as JSON ({error}){remedy}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{reprlib.repr(twice)} is given twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text:.40} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def map_array(path: Path):
+    """Memory-maps a `.npy` file.
+
+    Raises:
+        InputError: as `open_file`, or it is no plain array of numbers, or its size is not what its header says.
+    """
+    import numpy as np
+    from numpy.lib import format as npy
+
+    with open_file(path) as file:
+        try:
+            version = npy.read_magic(file)
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, fortran, dtype = read_header(file)
+            shape = tuple(int(side) for side in shape)
+        except Exception:  # whatever hostile bytes lead numpy's reader to
+            raise InputError(f"{path}: not a plain numpy array (its header is none of a .npy file)") from None
+        if dtype.kind not in "biuf" or dtype.hasobject:
+            raise InputError(f"{path}: not a plain numpy array of numbers (it holds {dtype.name})")
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+        needed = start + math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or len(shape) > 32 or size != needed:
+            raise InputError(f"{path}: not a plain numpy array ({size} bytes, its header says {needed})")
+        if needed == start:  # nothing to map
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def check_output(path: Path) -> None:
+    """Refuses to replace what is no regular file.
+
+    A symbolic link to a regular file is replaced, not written through; a link to anything else is refused.
+
+    Raises:
+        InputError: a directory, a device, a pipe or a socket has that name, or there is no directory to write to.
+    """
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG  # nothing there, or a link to nothing
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: would be replaced, expected a file or nothing, found {kind_of(mode)}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no directory {path.parent}")
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, of its control group, of its own limit."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for most, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limits = [line.strip() for name in (most, used) for line in _lines(name)[:1]]
+        if len(limits) == 2 and all(text.isdigit() for text in limits):
+            found.append(max(0, int(limits[0]) - int(limits[1])))
+    return min(found)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuses what this machine's memory can't hold, before anything of it is allocated.
+
+    Args:
+        needed: bytes, at least.
+        what: what needs them, for the message.
+
+    Raises:
+        InputError: it is more than half of what is free.
+    """
+    free = available_memory()
+    if needed > MEMORY_SHARE * free:
+        raise InputError(
+            f"{what} takes at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free here "
+            f"(at most {MEMORY_SHARE:.0%} of it may be asked for)"
+        )
+
+
+def printable(text: object) -> str:
+    """Text that is safe to show; tab and newline as they are, what steers a terminal or hides a name as escapes.
+
+    Those are control characters, lone surrogates, line separators and marks that change the direction of writing.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        f"\\u{ord(letter):04x}"
+        if letter not in "\t\n" and (letter in DIRECTIONS or unicodedata.category(letter) in UNPRINTABLE)
+        else letter
+        for letter in text
+    )
