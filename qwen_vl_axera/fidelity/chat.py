@@ -16,6 +16,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+from qwen_vl_axera.files import read_json
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Token:
 
 
 def load_tokenizer(directory: Path):
-    """The checkpoint's tokenizer.
+    """The checkpoint's tokenizer, with the processor's chat template where the checkpoint has one.
 
     Raises:
-        InputError: there is none, or it has no chat template.
+        InputError: there is none, or there is no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -57,17 +58,47 @@ def load_tokenizer(directory: Path):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(f"{directory}: the tokenizer does not load: {error}") from None
+    tokenizer.chat_template = processor_template(Path(directory)) or tokenizer.chat_template
     if not tokenizer.chat_template:
-        raise InputError(f"{directory}: the tokenizer has no chat template; copy the released tokenizer_config.json")
+        raise InputError(f"{directory}: no chat template; copy the released chat_template.json beside the weights")
     return tokenizer
+
+
+def processor_template(directory: Path) -> str | None:
+    """The chat template of the processor: chat_template.jinja, else chat_template.json, as transformers has it.
+
+    The tokenizer's own comes last: beside a Qwen2.5-VL it may be that of the text-only Qwen2.5.
+
+    Raises:
+        InputError: the file is unreadable or of another form.
+    """
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not readable as text ({error})") from None
+    path = directory / "chat_template.json"
+    if path.is_file():
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not isinstance(raw.get("chat_template"), str):
+            raise InputError(f'{path}: expected an object with a text "chat_template"')
+        return raw["chat_template"]
+    return None
 
 
 def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) -> np.ndarray:
     """The prompt's token ids, int64 (L,), with the video pad repeated `num_tokens` times."""
     content = [{"type": "video"}, {"type": "text", "text": text}]
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # whatever a template does with a list of parts that it does not expect
+        raise InputError(
+            "the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
+            f"({type(error).__name__}: {error}); copy the released chat_template.json beside the weights"
+        ) from None
     ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
     pads = np.flatnonzero(ids == config.video_token_id)
     if len(pads) != 1:
@@ -131,9 +162,17 @@ class LanguageModel:
         release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         key = "dtype" if release >= (4, 56) else "torch_dtype"
         with progress.stage("load language model", unit="model"):
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                directory, local_files_only=True, **{key: getattr(torch, dtype)}
-            )
+            try:
+                model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                    directory, local_files_only=True, **{key: getattr(torch, dtype)}
+                )
+            except (ImportError, RuntimeError, ValueError) as error:
+                if self.config.quantization is None:
+                    raise
+                raise InputError(
+                    f"{directory}: the language model is stored with {self.config.quantization}, which transformers "
+                    f"does not run here ({str(error).strip().splitlines()[0]}); do without text"
+                ) from None
         # The features come from elsewhere; the tower's memory is given back.
         owner = model.model if hasattr(model.model, "visual") else model
         owner.visual = None

@@ -195,13 +195,40 @@ class CompiledModel:
 
 
 @record
+class Wish:
+    """An entry of the configuration's `layer_configs`, and what became of it: see `compiler.precision.Wish`."""
+
+    selector: str
+    data_type: Text
+    matched: Count
+    honoured: Count
+    missing: list[str]
+    others: list[str]
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+
+
+@record
+class Precision:
+    """Which precision a build really used: see `compiler.precision.precision_report`."""
+
+    passed: bool
+    kept: Count
+    nodes: Count
+    fused: dict[str, Count]
+    bits: dict[str, dict[str, Count]]
+    wishes: list[Wish]
+
+
+@record
 class AxmodelFidelity:
-    """`axmodel_fidelity.json`; there is no text."""
+    """`axmodel_fidelity.json`; there is no text, and no precision where the compiler left no record of it."""
 
     passed: bool
     thresholds: Limits
     graphs: list[CompiledModel]
     text: list[Answer]
+    precision: Precision | None = None
 
     @property
     def holds(self) -> bool:
