@@ -241,7 +241,7 @@ def change_exact(fidelity, **figures):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda report: change_exact(report, typical_ratio=3.1),
+        lambda report: change_exact(report, ratio=301),
         lambda report: change_exact(report, typical_ratio=3.1),
         lambda report: change_exact(report, token_ratio=1001),
         lambda report: report["graphs"][0].update(exact=None),
