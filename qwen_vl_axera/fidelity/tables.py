@@ -23,10 +23,9 @@ def fidelity_table(report: dict[str, Any]) -> str:
                 f"ratio {exact['ratio']:.3g}, of a typical token {exact['typical_ratio']:.3g}, "
                 f"of the worst {exact['token_ratio']:.3g}"
             )
-    limits = (
-        "limits: ratio {error_ratio:g}, of a typical token {typical_error_ratio:g}, of the worst {token_error_ratio:g}"
-    )
-    lines.append(f"errors are root mean squares against float64; {limits.format(**report['thresholds'])}")
+    limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
+    limits = limits.format(**report["thresholds"])
+    lines.append(f"errors are root mean squares against float64; limits of the ratio: {limits}")
     lines += [f"{graph['file']}: {problem}" for graph in report["graphs"] for problem in graph["problems"]]
     return "\n".join(lines)
 

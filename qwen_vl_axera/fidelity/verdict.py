@@ -109,8 +109,8 @@ def judge_steps(graph: Graph, judge: Judge, truth: Truth) -> dict[str, float]:
     place, token = np.unravel_index(int(ratios.argmax()), ratios.shape)
     graph.suspect = truth.steps[place], token_rms(tokens[place] - truth.exact[place])
     errors = {
-        "ratio": "the error",
-        "typical_ratio": "the error of a typical token",
+        "typical_ratio": "the error",
+        "ratio": "the error of all tokens together",
         "token_ratio": f"the error of token {token} in step {truth.steps[place]}",
     }
     limits = {name: THRESHOLDS[threshold] for name, threshold in FIGURES.items()}
