@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen_vl_axera.chain.code import PROJECT, entry_of, used_code
 from qwen_vl_axera.chain.steps import Step
+from qwen_vl_axera.compiler.container import PASSED_ON
 from qwen_vl_axera.errors import InputError
 
 CHECKPOINT_FILES = (".json", ".jinja", ".txt", ".safetensors")
@@ -35,6 +36,7 @@ def step_parts(step: Step, compiler: str = "") -> dict[str, Any]:
     parts: dict[str, Any] = {"compiler": compiler} if step.compiler else {}
     if step.compiler == "run":
         parts["command"] = shlex.split(printable(compiler_line(step.command)))
+        parts |= {f"variable {name}": os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     else:
         parts |= code_parts(step.command)
     return parts | data_parts(step)

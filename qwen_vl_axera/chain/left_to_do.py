@@ -1,11 +1,13 @@
 """pulsar2_commands.sh: what is left to do where Pulsar2 is, as a script that runs as it is, or not at all."""
 
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera.chain.steps import Place
+from qwen_vl_axera.compiler.container import PASSED_ON
 from qwen_vl_axera.compiler.tool import Command
 from qwen_vl_axera.contract import BUILD_OUTPUT
 from qwen_vl_axera.errors import CheckFailed
@@ -28,6 +30,7 @@ def left_to_do(place: Place, build: Command, language: Command, package: Sequenc
         "# What is left to do where Pulsar2 is; the paths are those of this run.",
         "set -euo pipefail",
         "unset CDPATH",
+        *(f"export {name}={shlex.quote(os.environ[name])}" for name in PASSED_ON if os.environ.get(name)),
         shlex.join(["cd", "--", str(Path.cwd())]),
         f"({build.line()})",
         shlex.join(["mv", "-f", "--", str(built), str(place.axmodel)]),

@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen_vl_axera.errors import InputError
 
 WORK = "/work"
+PASSED_ON = ("FLOAT_MATMUL_USE_CONV_EU",)  # of the environment: the manual sets it for language models
 
 # Arguments: $0 the caller as uid:gid (empty: hand nothing back), pairs of a directory's owner on the host and
 # the directory, "--", the command. The tool's exit code is kept. A signal to the container ends the tool and
@@ -132,7 +133,7 @@ def docker_argv(image: str, mounts: Mounts, command: Sequence[str], made: Iterab
         *(["--name", name] if pairs else []),
         *mounts.arguments(),
         *("--workdir", WORK),
-        *("--env", "FLOAT_MATMUL_USE_CONV_EU"),  # the manual sets it for language models; passed on when set
+        *(word for name in PASSED_ON for word in ("--env", name)),  # where it is set
         *("--entrypoint", "bash", image, "-c", HAND_BACK),
         *(f"{user}:{os.getgid()}" if user else "", *pairs, "--", *command),
     ]

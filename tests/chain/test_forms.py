@@ -50,6 +50,16 @@ def test_resumed_it_does_nothing_again(taken_over, tiny_dir, frames_dir):
     assert process.stdout.count("== 2 PyTorch -> ONNX") == 1
 
 
+def test_the_compilers_environment_counts(taken_over, tiny_dir, frames_dir):
+    """It changes what is built, and stands in no command line."""
+    base, env, _ = taken_over
+    before = len(calls(base))
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env | {"FLOAT_MATMUL_USE_CONV_EU": "1"})
+    assert process.returncode == 0, process.stderr
+    assert "npu-language: variable FLOAT_MATMUL_USE_CONV_EU added" in process.stderr
+    assert [call[0] for call in calls(base)[before:] if call[0] != "version"] == ["build", "llm_build"]
+
+
 def test_a_probe_that_fails_stops_before_the_whole_build(taken_over, tiny_dir, frames_dir):
     base, env, _ = taken_over
     before = len(calls(base))

@@ -1,6 +1,7 @@
 """A run killed at every stage boundary, and inside the export, resumes to the very bytes of an unbroken one."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -35,12 +36,27 @@ def checkpoint(tmp_path_factory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("larger") / "larger", vision=VISION)
 
 
-def start(checkpoint: Path, frames: Path, base: Path, *flags: str) -> subprocess.Popen:
+# The same with a compiler that takes folded windows only.
+NPU_MOMENTS = ("work/probe.json", "work/.steps/npu-probe.json", "out/tiny_vision.axmodel")
+COMPILER = {
+    "PULSAR2": str(ROOT / "tests" / "stand_in" / "pulsar2"),
+    "STAND_IN_COMPUTE": sys.executable,
+    "STAND_IN_REFUSE": "grouped",
+}
+
+
+def start(checkpoint: Path, frames: Path, base: Path, *flags: str, **variables: str) -> subprocess.Popen:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PULSAR2")}
     env |= {"VENV": sys.prefix, "WORKDIR": str(base / "work"), "OUT": str(base / "out"), "SIZE": "56 84"}
-    command = ["bash", str(ROOT / "export_video.sh"), str(checkpoint), str(frames), "--host-only", *flags]
+    command = ["bash", str(ROOT / "export_video.sh"), str(checkpoint), str(frames), *flags]
+    command += [] if variables else ["--host-only"]
     return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=env | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -87,3 +103,19 @@ def test_killed_runs_resume_to_the_same_bytes(checkpoint, frames_dir, tmp_path):
     assert {name: found.get(name) for name in expected} == expected
     # A kill -9 can't clean up after itself: hidden temporary files may stay, nothing else.
     assert all(Path(name).name.startswith(".") or ".tmp" in name for name in left), left
+
+
+def test_killed_builds_resume_to_the_form_that_compiles(tiny_dir, frames_dir, tmp_path):
+    killed = []
+    for moment in NPU_MOMENTS:
+        process = start(tiny_dir, frames_dir, tmp_path, "--resume", **COMPILER)
+        if kill_when(process, tmp_path, moment):
+            killed.append(moment)
+    assert len(killed) >= len(NPU_MOMENTS) - 1, f"only killed at {killed}"
+    process = start(tiny_dir, frames_dir, tmp_path, "--resume", **COMPILER)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "work" / "probe.json").read_text())["form"] == "folded"
+    checked = json.loads((tmp_path / "work" / "axmodel_fidelity.json").read_text())
+    assert checked["passed"] and checked["graphs"][0]["steps"][0]["cosine"] > 0.99999
+    assert output.rstrip().splitlines()[-1].startswith("done: everything")
