@@ -30,6 +30,8 @@ def check(directory: Path, require_complete: bool = False) -> int:
     """Compares a directory with its manifest.json; prints what differs. Returns 0, 1 (differs) or 2 (no manifest)."""
     path = directory / "manifest.json"
     try:
+        if not path.is_file():
+            raise OSError("no such file" if not path.exists() else "no regular file")
         manifest = json.loads(path.read_bytes().decode("utf-8"))
         entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
         missing = [str(name) for name in manifest["missing"]]

@@ -168,6 +168,8 @@ def _explain(error: Any) -> str:
         return f"{where} is not known"
     if first["type"] == "value_error":
         return f"{where}: {first['ctx']['error']}" if where else str(first["ctx"]["error"])
+    if first["type"] == "json_invalid":
+        return f"not readable as JSON ({first['ctx']['error']})"
     message = first["msg"].removeprefix("Input ")
     found = "" if isinstance(first["input"], dict | list) else f", found {reprlib.repr(first['input'])}"
     return f"{where or 'its top'} {message[0].lower()}{message[1:]}{found}"
