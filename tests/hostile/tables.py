@@ -44,6 +44,7 @@ from tests.hostile.world import (
 )
 
 DONE = {0}
+VERDICT = ("work/fidelity",)  # of other pixels and answers than lie there now
 ESCAPE = "a\x1b]0;owned\x07\x1b[31m\nb\u202e\x9b"
 
 
@@ -218,7 +219,7 @@ def changed(path: str, *keys: str, value: Any) -> Damage:
     return damage
 
 
-VALUES = (-1, 0, "x", None, True, 1.5, [], {}, 10**9, 2**63, 10**400 // 7, [10**9], {"a": "b"})
+VALUES = (-1, 0, "x", None, 1.5, {}, 10**9, 10**400 // 7)
 VISION_FIELDS = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "fullatt_block_indexes",
                  "window_size", "patch_size", "hidden_act", "tokens_per_second")  # fmt: skip
 TEXT_FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -360,9 +361,9 @@ def arrays() -> dict[str, Case]:
     cases = {}
     for file in ("pixels.npy", "vit_out.npy", "vit_exact.npy"):
         for kind, data in ARRAYS.items():
-            cases[f"{file} {kind}"] = Case(write(f"work/{file}", data), CHECK, BAD, file)
+            cases[f"{file} {kind}"] = Case(write(f"work/{file}", data), CHECK, BAD, file, VERDICT)
         for kind in NO_FILES:
-            cases[f"{file} {kind}"] = Case(replaced(f"work/{file}", kind), CHECK, BAD, file)
+            cases[f"{file} {kind}"] = Case(replaced(f"work/{file}", kind), CHECK, BAD, file, VERDICT)
     tensors = {
         "exploit": write("work/window_index.pth", pickle.dumps(Exploit())),
         "empty": write("work/window_index.pth", b""),
@@ -486,7 +487,7 @@ def graphs() -> dict[str, Case]:
         **{f"data {kind}": replaced("work/ckpt_vision.onnx.data", kind) for kind in NO_FILES},
         **{f"graph {kind}": replaced("work/ckpt_vision.onnx", kind) for kind in NO_FILES},
     }
-    cases = {f"{name}: gate": Case(damage, CHECK, {1, 2}) for name, damage in damages.items()}
+    cases = {f"{name}: gate": Case(damage, CHECK, {1, 2}, "", VERDICT) for name, damage in damages.items()}
     return cases | {f"{name}: preflight": Case(damage, PREFLIGHT, FAILED) for name, damage in damages.items()}
 
 

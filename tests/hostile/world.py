@@ -45,12 +45,14 @@ class Case:
         command: the script and its arguments.
         codes: exit codes that are right.
         word: what the output must name.
+        costs: files, by the beginning of their paths, that a refusal may remove.
     """
 
     damage: Damage
     command: list[str]
     codes: set[int]
     word: str = ""
+    costs: tuple[str, ...] = ()
 
 
 def build(base: Path, checkpoint: Path, frames: Path) -> Path:
@@ -141,7 +143,7 @@ def check(case: Case, world: Path, capsys) -> None:
         assert len(lines) == 1 and "error: " in lines[0], said.err
     assert case.word in text, text
     after = contents(world)
-    own = OWN[case.command[0]] if code != 2 else ("work/preflight.json", "embedded", "out", "work/axmodel")
+    own = OWN[case.command[0]] if code != 2 else ("work/preflight.json", "embedded", "out", "work/axmodel", *case.costs)
     lost = [path for path, data in before.items() if after.get(path) != data and not _own(path, world, own)]
     assert not lost, lost
     assert not [path for path in after if path not in before and ".tmp" in path], "a temporary file was left"
