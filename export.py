@@ -1,13 +1,15 @@
 """Step 2: export the vision tower, one temporal step at a fixed size, to ONNX.
 
     python export.py CKPT {video,image} [--size H W]... [--opset 17]
-                     [--window-mode grouped|dense] [--input pixels|normalized] [--workdir DIR]
+                     [--window-mode grouped|folded|unrolled|dense] [--input pixels|normalized] [--probe]
+                     [--workdir DIR]
 
 Reads:  CKPT (config.json and the vision weights, one tensor at a time), and what run_video_by_sec.py saved:
         rotary angles and windows are derived anew and compared with transformers'.
 Writes: NAME_vision.onnx for Pulsar2, NAME_vision_uint8.onnx (the same network as the compiled model takes
         it), and NAME_vision.onnx.data with the weights of both. With several --size: NAME_vision_HxW.onnx.
-        `image` writes NAME_vision_image.onnx (448x448 by default) over the same data file.
+        `image` writes NAME_vision_image.onnx (448x448 by default) over the same data file. `--probe` adds
+        NAME_vision_probe.onnx: two blocks of the tower, for a first build of minutes (see probe_build.py).
 """
 
 import sys
@@ -35,7 +37,8 @@ def build_parser():
         "--window-mode",
         choices=WINDOW_MODES,
         default=WINDOW_MODES[0],
-        help="windows of a size as one batch (default), or one masked product over all patches",
+        help="how windows are attended to: a batch of windows and heads (default), both on one axis, each window for "
+        "itself, or one masked product over all patches",
     )
     parser.add_argument(
         "--input",
@@ -43,6 +46,7 @@ def build_parser():
         default=INPUTS[0],
         help="what the float input holds: 0..255, normalisation folded in (default), or normalised values",
     )
+    parser.add_argument("--probe", action="store_true", help="also write a graph of two blocks for a first build")
     cli.add_workdir(parser)
     return parser
 
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = cli.existing_workdir(args.workdir)
     sizes = [tuple(size) for size in args.size]
     form = {"opset": args.opset, "window_mode": args.window_mode, "input": args.input}
-    graphs = export_vision(checkpoint, workdir, args.mode, sizes, **form)
+    graphs = export_vision(checkpoint, workdir, args.mode, sizes, args.probe, **form)
     for graph in graphs:
         cli.warn(misreading(graph.spec.size) if not graph.spec.uint8 else None)
         (height, width), figures = graph.spec.size, graph.statistics

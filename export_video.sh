@@ -18,7 +18,12 @@
 # Variables (defaults):
 #   WORKDIR (the current directory)   OUT (CKPT-AX650)   VENV (.venv beside this script)   PYTHON (python3)
 #   SIZE ("H W"; from the video)   NUM_FRAMES (8)   FPS   NUM_SAMPLES (32, for calibration)   GENERATE (0; 1
-#   compares text, too)   PREFILL_LEN (512)   KV_CACHE_LEN (1023)   PARALLEL (32)   CHIP (AX650)   PULSAR2
+#   compares text, too)   CHIP (AX650)   PULSAR2
+#   the graph:  WINDOW_MODE (grouped, folded, unrolled or dense; the probe finds out which)   INPUT (pixels)   OPSET (17)
+#   vision build:  CONFIG (config_video.json)   PROBE (1; 0 leaves the first build of two blocks out)   BUILD_FLAGS
+#   language build:  PREFILL_LEN (512)   KV_CACHE_LEN (1023)   LAST_KV_CACHE_LEN ("128 256 ..."; chunked: prefill in
+#   chunks of 128, as many as the cache holds)   WEIGHT_TYPE   POST_WEIGHT_TYPE   LLM_BUILD2 (0)   PARALLEL (32)
+#   LLM_BUILD_FLAGS; BUILD_FLAGS and LLM_BUILD_FLAGS are words for `pulsar2 build` and `pulsar2 llm_build` as they are
 #   QUANTIZE (vendor: every activation at 16 bits; mixed: WORKDIR/config_video_mixed.json, which
 #   preview_quantization.py --search writes)
 set -euo pipefail
@@ -66,8 +71,11 @@ if [ ${#VIDEOS[@]} = 0 ]; then
     [ "$DEMO" = 1 ] || printf 'note: no video given: %s is captured and calibrates, for a trial only\n' "${VIDEOS[0]}" >&2
 fi
 OUT=$(safe "${OUT:-$CKPT-AX650}")
-CONFIG=$ROOT/config_video.json
-if [ "${QUANTIZE:-}" = mixed ]; then
+if [ -z "${CONFIG:-}" ] && [ "${QUANTIZE:-}" != mixed ]; then
+    CONFIG=$ROOT/config_video.json
+    [ "${INPUT:-}" != normalized ] || CONFIG=$ROOT/config_video_normalized.json
+fi
+if [ -z "${CONFIG:-}" ] && [ "${QUANTIZE:-}" = mixed ]; then
     CONFIG=$WORKDIR/config_video_mixed.json
     [ -f "$CONFIG" ] || fail "QUANTIZE=mixed: $CONFIG is missing: run this once with --host-only, then" \
         "preview_quantization.py $CKPT --workdir $WORKDIR --search --evaluate CLIP (one that is not calibrated on)"
@@ -136,9 +144,16 @@ flags() { # flags ARRAY [VARIABLE --FLAG]...: the flags of those variables that 
 }
 flags CLIP_FLAGS NUM_FRAMES --num-frames FPS --fps SIZE --size
 flags CALIB_FLAGS NUM_SAMPLES --num-samples
+[ "${INPUT:-}" != normalized ] || CALIB_FLAGS+=(--format image) # as its configuration has it
 flags CHIP_FLAGS CHIP --chip
-flags LENGTHS PREFILL_LEN --prefill-len KV_CACHE_LEN --kv-cache-len
-flags PARALLEL_FLAGS PARALLEL --parallel
+flags FORM_FLAGS INPUT --input OPSET --opset
+flags PROBE_FLAGS WINDOW_MODE --window-mode OPSET --opset
+flags LLM_FLAGS WEIGHT_TYPE --weight-type POST_WEIGHT_TYPE --post-weight-type PARALLEL --parallel
+[ "${LLM_BUILD2:-0}" = 0 ] || LLM_FLAGS+=(--llm-build2)
+mapfile -d '' LENGTHS < <("$CHAIN_PY" -m qwen_vl_axera.chain flags lengths)
+mapfile -d '' BUILD_EXTRA < <("$CHAIN_PY" -m qwen_vl_axera.chain flags BUILD_FLAGS)
+mapfile -d '' LLM_EXTRA < <("$CHAIN_PY" -m qwen_vl_axera.chain flags LLM_BUILD_FLAGS)
+form() { printf '%s' "${WINDOW_MODE:-$("$CHAIN_PY" -m qwen_vl_axera.chain form --workdir "$WORKDIR")}"; }
 TEXT=()
 [ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
 
@@ -171,11 +186,15 @@ say "1 transformers' vision tower, step by step"
 step capture "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" --video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}" \
     --workdir "$WORKDIR"
 
-say "2 PyTorch -> ONNX"
-step export "$PY" "$ROOT/export.py" "$CKPT" video --workdir "$WORKDIR"
+export_as() { # export_as FORM: of the window attention
+    say "2 PyTorch -> ONNX"
+    step export "$PY" "$ROOT/export.py" "$CKPT" video --window-mode "$1" "${FORM_FLAGS[@]}" --workdir "$WORKDIR"
 
-say "3 ONNX in the vision tower's place"
-step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" "${TEXT[@]}" --workdir "$WORKDIR"
+    say "3 ONNX in the vision tower's place"
+    step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" "${TEXT[@]}" --workdir "$WORKDIR"
+}
+FORM=$(form)
+export_as "$FORM"
 
 say "4 calibration set"
 step calibration "$PY" "$ROOT/get_calib.py" --inputs "${VIDEOS[@]}" "${CALIB_FLAGS[@]}" --workdir "$WORKDIR"
@@ -190,14 +209,22 @@ if [ "${QUANTIZE:-vendor}" = vendor ] && [ -f "$WORKDIR/quantization.json" ]; th
     run "$PY" -m qwen_vl_axera.quantization.advice --workdir "$WORKDIR"
 fi
 
-BUILD=(build "$GRAPH.onnx" --config "$CONFIG" --workdir "$WORKDIR" "${CHIP_FLAGS[@]}")
-LLM_BUILD=(llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${PARALLEL_FLAGS[@]}" "${CHIP_FLAGS[@]}")
+if [ "$NPU_BUILD" = 1 ] && [ "${PROBE:-1}" = 1 ]; then
+    say "two blocks of the tower -> NPU: which form compiles, and computes the same?"
+    step npu-probe "$PY" "$ROOT/probe_build.py" "$CKPT" --config "$CONFIG" "${PROBE_FLAGS[@]}" "${CHIP_FLAGS[@]}" \
+        --workdir "$WORKDIR"
+    [ "$(form)" = "$FORM" ] || export_as "$(form)"
+fi
+
+BUILD=(build "$GRAPH.onnx" --config "$CONFIG" --workdir "$WORKDIR" "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}")
+LLM_BUILD=(llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${LLM_FLAGS[@]}" "${CHIP_FLAGS[@]}" "${LLM_EXTRA[@]}")
 if [ "$NPU_BUILD" = 1 ]; then
     say "vision graph -> NPU"
     step npu-vision "$PY" -m qwen_vl_axera.compiler "${BUILD[@]}" --deliver "$AXMODEL"
 
     say "compiled model against ONNX"
-    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --workdir "$WORKDIR"
+    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" \
+        --config "$CONFIG" --workdir "$WORKDIR"
 
     say "language model -> NPU"
     step npu-language "$PY" -m qwen_vl_axera.compiler "${LLM_BUILD[@]}"
@@ -207,7 +234,7 @@ say "5 token embeddings"
 step embedding "$PY" "$ROOT/extract_embedding.py" "$CKPT" "$OUT"
 
 say "6 the directory for the board"
-PACKAGE=("$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" --workdir "$WORKDIR")
+PACKAGE=("$PY" "$ROOT/package_model.py" "$CKPT" "$OUT" "${LENGTHS[@]:0:2}" --workdir "$WORKDIR")
 run "${PACKAGE[@]}" "${COMPLETE[@]}"
 
 if [ "$NPU_BUILD" = 0 ]; then

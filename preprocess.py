@@ -498,7 +498,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    if path.exists() and not path.is_file():
+    if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path}: would be replaced, expected a file or nothing")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
     try:

@@ -1,7 +1,8 @@
 """Step 1: run transformers' own vision tower over a clip, one temporal step (two frames) at a time.
 
     python run_video_by_sec.py CKPT [--video PATH...] [--fps F] [--num-frames N]
-                               [--max-pixels N | --size H W] [--generate] [--workdir DIR]
+                               [--max-pixels N | --size H W] [--generate] [--prompt T...] [--max-new-tokens N]
+                               [--dtype D] [--device D] [--workdir DIR]
 
 Reads:  CKPT (only the vision weights, unless --generate) and a video file, a directory of frames or pictures
         (default: the demo clip of assets/).

@@ -1,7 +1,8 @@
 """Step 3: run the ONNX graphs in the vision tower's place, step by step, and compare with transformers.
 
     python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE] [--report FILE]
-                                     [--generate] [--prompt T] [--max-new-tokens N] [--workdir DIR]
+                                     [--generate] [--prompt T...] [--max-new-tokens N] [--dtype D] [--device D]
+                                     [--num-frames N] [--fps F] [--workdir DIR]
 
 Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
         NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).

@@ -98,7 +98,13 @@ def add_lengths(arguments: argparse.ArgumentParser) -> None:
         "--kv-cache-len", type=positive, default=KV_CACHE_LEN, metavar="N", help="default: %(default)s"
     )
     arguments.add_argument(
-        "--last-kv-cache-len", type=positive, action="append", default=[], metavar="N", help="may be repeated"
+        "--last-kv-cache-len",
+        type=positive,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N",
+        help="how much of the cache each prefill group sees: prefill in chunks of --prefill-len",
     )
 
 

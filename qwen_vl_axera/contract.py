@@ -22,6 +22,7 @@ CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
 STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
+PROBE = "probe.json"  # probe_build.py
 QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py
 REPORT = "report.html"
 
@@ -38,6 +39,10 @@ EMBEDDING_FILES = {
 VIDEO_SIZE, IMAGE_SIZE = (308, 308), (448, 448)
 NUM_FRAMES, NUM_SAMPLES = 8, 32
 PREFILL_LEN, KV_CACHE_LEN, PARALLEL, CHIP = 512, 1023, 32, "AX650"
+CHUNK = 128  # tokens of one prefill run where it is done in chunks, as the vendor's newer models do it
+ANSWER = 128  # tokens that should be left for an answer
+WEIGHT_TYPES = ("s8", "s4", "bf16", "fp16", "fp32", "fp8_e5m2", "fp8_e4m3")  # of `pulsar2 llm_build`
+POST_WEIGHT_TYPES = ("s8", "bf16", "fp8_e5m2", "fp8_e4m3")
 CHIPS = ("AX650", "AX620E")  # those that `pulsar2 build` and `pulsar2 llm_build` both know
 DESCRIBE, LOCATE = "描述这个视频.", "给出物体最后的位置框."
 PROMPTS = (DESCRIBE, LOCATE)
@@ -50,7 +55,7 @@ DEMO_CLIP, DEMO_MODEL = ASSETS / "demo.mp4", ASSETS / "demo_model"
 
 MODES = ("video", "image")  # what a step holds: two frames, or a picture twice
 INPUTS = ("pixels", "normalized")  # what the float input holds: 0..255, or normalised values
-WINDOW_MODES = ("grouped", "dense")
+WINDOW_MODES = ("grouped", "folded", "unrolled", "dense")  # in the order in which a compiler is tried with them
 OPSETS, OPSET = (16, 17, 18), 17
 RECIPES = ("vendor", "mixed")  # which configuration a build gets: QUANTIZE
 
@@ -67,6 +72,7 @@ class GraphSpec:
         window_mode: one of WINDOW_MODES.
         uint8: takes uint8 (1, S, 392, 3) as the compiled model does, instead of float32 (1, 3, S, 392).
         opset: one of OPSETS.
+        probe: one windowed and one full-attention block of the tower, to be built in minutes instead of hours.
 
     Raises:
         InputError: a field is none of its choices.
@@ -79,9 +85,11 @@ class GraphSpec:
     window_mode: str = WINDOW_MODES[0]
     uint8: bool = False
     opset: int = OPSET
+    probe: bool = False
 
     def __post_init__(self):
-        choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "uint8": (False, True), "opset": OPSETS}
+        choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "opset": OPSETS}
+        choices |= dict.fromkeys(("uint8", "probe"), (False, True))
         for name, known in choices.items():
             value = getattr(self, name)
             if not any(value == choice and type(value) is type(choice) for choice in known):
@@ -93,13 +101,14 @@ class GraphSpec:
             raise InputError(f"size {sides!r}: expected height and width in pixels")
 
     def stem(self, name: str, sized: bool = False) -> str:
-        """The file's name without its ending: NAME_vision[_image][_HxW][_uint8].
+        """The file's name without its ending: NAME_vision[_image][_HxW][_probe][_uint8].
 
         Args:
             name: the checkpoint's.
             sized: one of several sizes.
         """
-        return graph_stem(name, self.mode, self.size if sized else None) + ("_uint8" if self.uint8 else "")
+        parts = graph_stem(name, self.mode, self.size if sized else None), "_probe" * self.probe, "_uint8" * self.uint8
+        return "".join(parts)
 
     def metadata(self) -> dict[str, Any]:
         """The fields as the graph's metadata has them."""

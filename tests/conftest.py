@@ -41,6 +41,14 @@ def run_main(main, capsys, *argv) -> tuple[int, str, str]:
     return code, output.out, output.err
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_build_lock(tmp_path_factory):
+    """Builds of other test processes on this machine are none that these must wait for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("checkpoints") / "tiny")

@@ -28,7 +28,7 @@ from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.fidelity.gate import find_graphs, verify
-from qwen_vl_axera.fidelity.truth import THRESHOLDS
+from qwen_vl_axera.fidelity.truth import FIGURES
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.oracle.run import run_clip
@@ -154,7 +154,7 @@ def measure(seed: int, sizes: list[tuple[int, int]] = SIZES) -> dict[str, Any]:
 def distribution(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The figures over all towers, a line each."""
     yield f"{'':20}" + "".join(f"{f'{percent} %':>10}" for percent in PERCENTILES)
-    for name in (*THRESHOLDS, "relative"):
+    for name in (*FIGURES, "relative"):
         values = np.percentile([row[name] for row in rows if name in row], PERCENTILES)
         yield f"{name:20}" + "".join(f"{value:10.2g}" for value in values)
     again = sum(row.get("float32_runs", 1) > 1 for row in rows)

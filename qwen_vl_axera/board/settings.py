@@ -4,13 +4,11 @@ They stand in a directory of their own beside the hub's files, whose `config.jso
 name. Keys and accepted values are those of `axllm`; docs/board.md says which of them were never run on a board.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess import num_patches
 from qwen_vl_axera.board.sizes import misreading
 from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
@@ -109,20 +107,7 @@ def write_settings(
 
 def find_capture(workdir: Path) -> Capture | None:
     """The capture in a work directory, or None when there is none."""
-    return _read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
-
-
-def _read_capture(workdir: Path) -> Capture:
-    """A capture whose numbers are numbers: names of directories and arrays are made from them."""
-    capture = read_capture(workdir)
-    numbers = (*capture.size, *capture.grid_thw)
-    whole = len(numbers) == 5 and all(type(number) is int and number > 0 for number in numbers)
-    rates = capture.sample_fps, capture.second_per_grid_ts
-    if not all(type(rate) in (int, float) and 0 < rate < math.inf for rate in rates):
-        raise InputError(f"{Path(workdir) / CAPTURE}: sample_fps {rates[0]!r}: run run_video_by_sec.py again")
-    if not whole or not isinstance(capture.indices, list) or num_patches(*capture.size) != math.prod(numbers[3:]):
-        raise InputError(f"{Path(workdir) / CAPTURE}: malformed numbers; run run_video_by_sec.py again")
-    return capture
+    return read_capture(workdir) if (Path(workdir) / CAPTURE).is_file() else None
 
 
 def find_vision_models(name: str, directories: list[Path], workdir: Path) -> list[VisionModel]:
@@ -159,4 +144,4 @@ def _unnamed_size(workdir: Path, stem: str, mode: str) -> tuple[int, int]:
         from qwen_vl_axera.graph.files import load_graph, read_spec
 
         return read_spec(load_graph(graph), graph).size
-    return IMAGE_SIZE if mode == "image" else _read_capture(workdir).size
+    return IMAGE_SIZE if mode == "image" else read_capture(workdir).size

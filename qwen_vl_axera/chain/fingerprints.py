@@ -168,7 +168,8 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
         sound = isinstance(stamp["fingerprint"], str) and all(
             isinstance(stamp[key], dict) for key in ("parts", "outputs")
         )
-        return stamp if sound and {"seconds", "peak_bytes", "returncode"} <= stamp.keys() else None
+        costs = [stamp[key] for key in ("seconds", "peak_bytes", "returncode")]
+        return stamp if sound and all(type(cost) in (int, float) and cost >= 0 for cost in costs) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

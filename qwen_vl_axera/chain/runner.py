@@ -21,10 +21,11 @@ from qwen_vl_axera.chain.fingerprints import (
     step_parts,
     why_redo,
 )
+from qwen_vl_axera.chain.record import StepCost, add_step
 from qwen_vl_axera.chain.steps import Step
 from qwen_vl_axera.contract import STAMPS
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.files import read_json, write_json
+from qwen_vl_axera.files import write_json
 
 MODES = ("run", "resume", "force")
 
@@ -51,7 +52,7 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
     reason = why_redo(stamp, parts, step.writes)
     if mode == "resume" and reason is None:
         _say(f"{step.name}: up to date")
-        _summarise(summary, step, stamp, skipped=True)
+        summarise(summary, step, stamp, skipped=True)
         return 0
     existing = next((output for output in step.writes if os.path.lexists(output)), None)
     if mode == "resume":
@@ -63,7 +64,7 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
     before = {output: identity(output) for output in step.writes}
     path.unlink(missing_ok=True)  # a kill from here on leaves no stamp of something half done
     cost = run_command(step)
-    _summarise(summary, step, cost, skipped=False)
+    summarise(summary, step, cost, skipped=False)
     if cost["returncode"]:
         return cost["returncode"]
 
@@ -135,15 +136,11 @@ def passing_on_signals(send: Callable[[int], Any]):
         signal.signal(signal.SIGTERM, before)
 
 
-def _summarise(summary: Path, step: Step, cost: dict[str, Any], skipped: bool) -> None:
-    """Adds a step's entry to the summary, in place of an earlier one of the same name."""
-    try:
-        entries = [entry for entry in read_json(summary) if entry["name"] != step.name]
-    except (InputError, KeyError, TypeError):
-        entries = []
-    numbers = {key: cost[key] for key in ("seconds", "peak_bytes", "returncode")}
+def summarise(summary: Path, step: Step, cost: dict[str, Any], skipped: bool) -> None:
+    """A step's line in `steps.json`."""
     command = [printable(argument) for argument in step.command]
-    write_json(summary, [*entries, {"name": step.name, **numbers, "command": command, "skipped": skipped}])
+    numbers = {key: cost[key] for key in ("seconds", "peak_bytes", "returncode")}
+    add_step(summary, StepCost(name=step.name, command=command, skipped=skipped, **numbers))
 
 
 def _say(text: str) -> None:

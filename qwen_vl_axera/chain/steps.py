@@ -5,6 +5,7 @@
     export          export.py                     checkpoint, layout             the graphs and their weights
     fidelity        test_onnx_video_by_sec.py     checkpoint, capture, graphs    fidelity.json
     calibration     get_calib.py                  clips, the capture's size      calib/
+    npu-probe       probe_build.py                checkpoint, capture, archive   probe.json
     npu-vision      pulsar2 build                 graph, archive, configuration  the vision axmodel
     npu-fidelity    fidelity.axmodel              that model, capture, graph     axmodel_fidelity.json
     npu-language    pulsar2 llm_build             checkpoint                     the layers and the head
@@ -31,6 +32,8 @@ from qwen_vl_axera.contract import (
     ORACLE,
     PIXELS,
     POST_MODEL,
+    PROBE,
+    QUANTIZATION,
     STEP_PATCHES,
     data_file,
     graph_stem,
@@ -94,7 +97,8 @@ class Step:
     command: Sequence[str] = field(default=())
 
 
-NAMES = ("capture", "export", "fidelity", "calibration", "npu-vision", "npu-fidelity", "npu-language", "embedding")
+NAMES = ("capture", "export", "fidelity", "calibration", "npu-probe", "npu-vision", "npu-fidelity", "npu-language")
+NAMES += ("embedding",)
 
 
 def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
@@ -122,11 +126,15 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
         case "calibration":
             writes = [*archive, *work(f"{CALIB}/{CALIB_MANIFEST}")]
             return Step(name, [*place.videos, *work(CAPTURE)], writes, command=command)
+        case "npu-probe":  # not the graph: that is exported once more in the form which the probe chooses
+            reads = [*work(CAPTURE, PIXELS), *archive, place.config]
+            return Step(name, reads, work(PROBE), checkpoint, compiler="asked", command=command)
         case "npu-vision":
             reads = [*work(graph, weights), *archive, place.config]
             return Step(name, reads, [place.axmodel], compiler="run", command=command)
         case "npu-fidelity":
-            reads = [place.axmodel, *work(CAPTURE, PIXELS, uint8, weights)]
+            reads = [place.axmodel, *work(CAPTURE, PIXELS, uint8, weights), place.config]
+            reads += [path for path in work(QUANTIZATION) if path.is_file()]  # a preview sets the limits
             return Step(name, reads, work(AXMODEL_FIDELITY), compiler="asked", command=command)
         case "npu-language":
             return Step(name, (), language_models(place), checkpoint, compiler="run", command=command)

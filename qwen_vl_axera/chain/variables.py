@@ -4,6 +4,7 @@ an environment.
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
-from qwen_vl_axera.contract import CHIP, CHIPS, KV_CACHE_LEN, PARALLEL, PREFILL_LEN, RECIPES
+from qwen_vl_axera.contract import (
+    ANSWER,
+    CHIP,
+    CHIPS,
+    CHUNK,
+    INPUTS,
+    KV_CACHE_LEN,
+    OPSETS,
+    PARALLEL,
+    POST_WEIGHT_TYPES,
+    PREFILL_LEN,
+    RECIPES,
+    WEIGHT_TYPES,
+    WINDOW_MODES,
+)
 from qwen_vl_axera.errors import InputError
 
 
@@ -54,11 +69,29 @@ def chip(text: str) -> str:
     return text
 
 
-def recipe(text: str) -> str:
-    if text not in RECIPES:
-        raise ValueError(" or ".join(RECIPES))
-    return text
+def one_of(choices: Sequence[Any]) -> Callable[[str], str]:
+    known = [str(choice) for choice in choices]
 
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{', '.join(known[:-1])} or {known[-1]}")
+        return text
+
+    return read
+
+
+def counts(text: str) -> list[int] | str:
+    return text if text == CHUNKED else [count(part) for part in text.replace(",", " ").split()]
+
+
+def words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"words as a shell reads them ({error})") from None
+
+
+CHUNKED = "chunked"  # a LAST_KV_CACHE_LEN: as many chunks as the cache holds
 
 # name -> how its text is read, and what it is when it is not set
 VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
@@ -71,7 +104,17 @@ VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "KV_CACHE_LEN": (count, KV_CACHE_LEN),
     "PARALLEL": (count, PARALLEL),
     "CHIP": (chip, CHIP),
-    "QUANTIZE": (recipe, RECIPES[0]),
+    "LAST_KV_CACHE_LEN": (counts, []),
+    "WEIGHT_TYPE": (one_of(WEIGHT_TYPES), None),
+    "POST_WEIGHT_TYPE": (one_of(POST_WEIGHT_TYPES), None),
+    "LLM_BUILD2": (switch, False),
+    "QUANTIZE": (one_of(RECIPES), RECIPES[0]),
+    "WINDOW_MODE": (one_of(WINDOW_MODES), None),
+    "INPUT": (one_of(INPUTS), None),
+    "OPSET": (one_of(OPSETS), None),
+    "PROBE": (switch, True),
+    "BUILD_FLAGS": (words, []),
+    "LLM_BUILD_FLAGS": (words, []),
 }
 
 
@@ -99,8 +142,31 @@ def read_variables(environment: Mapping[str, str] = os.environ) -> dict[str, Any
             raise InputError(f"{name}={text}: expected {str(error).rpartition('expected ')[2]}") from None
     if values["NUM_FRAMES"] and values["FPS"]:
         raise InputError("NUM_FRAMES and FPS: set one of them")
-    check_lengths(values["PREFILL_LEN"], values["KV_CACHE_LEN"], values["PARALLEL"])
+    if values["QUANTIZE"] == "mixed" and environment.get("CONFIG"):
+        raise InputError("CONFIG and QUANTIZE=mixed: set one of them")
+    if values["LAST_KV_CACHE_LEN"] == CHUNKED:
+        if not environment.get("PREFILL_LEN"):
+            values["PREFILL_LEN"] = CHUNK
+        end = values["KV_CACHE_LEN"] + 1 - ANSWER
+        values["LAST_KV_CACHE_LEN"] = list(range(CHUNK, end + 1, CHUNK))
+        if not values["LAST_KV_CACHE_LEN"]:
+            raise InputError(f"LAST_KV_CACHE_LEN=chunked: a KV_CACHE_LEN of {CHUNK + ANSWER - 1} is the least")
+    lengths = values["PREFILL_LEN"], values["KV_CACHE_LEN"], values["PARALLEL"], values["LAST_KV_CACHE_LEN"]
+    check_lengths(*lengths, values["LLM_BUILD2"])
     return values
+
+
+def length_flags(values: Mapping[str, Any]) -> list[str]:
+    """How long a prompt and a conversation may be, as preflight.py and `compiler llm_build` take it."""
+    flags = ["--prefill-len", str(values["PREFILL_LEN"]), "--kv-cache-len", str(values["KV_CACHE_LEN"])]
+    if values["LAST_KV_CACHE_LEN"]:
+        flags += ["--last-kv-cache-len", *map(str, values["LAST_KV_CACHE_LEN"])]
+    return flags
+
+
+def extra_flags(values: Mapping[str, Any], name: str) -> list[str]:
+    """The words of BUILD_FLAGS or LLM_BUILD_FLAGS as `qwen_vl_axera.compiler` takes them."""
+    return [f"--extra={word}" for word in values[name]]
 
 
 def check_directories(place: Directories, videos: Sequence[Path]) -> None:

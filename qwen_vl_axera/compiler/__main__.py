@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera import cli
+from qwen_vl_axera.compiler.precision import QUANTIZED
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
     has_llm_build2,
@@ -23,7 +24,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     version_command,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
-from qwen_vl_axera.contract import CHIP, PARALLEL
+from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES
 from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file
@@ -48,6 +49,8 @@ def build_parser():
     cli.add_lengths(language)
     language.add_argument("--parallel", type=cli.positive, default=PARALLEL, metavar="N", help="default: %(default)s")
     language.add_argument("--chip", default=CHIP, help="default: %(default)s")
+    language.add_argument("--weight-type", choices=WEIGHT_TYPES, help="of the layers (default: the tool's, s8)")
+    language.add_argument("--post-weight-type", choices=POST_WEIGHT_TYPES, help="of the head (default: the tool's, s8)")
     language.add_argument("--llm-build2", action="store_true", help="use llm_build2, where the tool has it")
     language.add_argument("--prefill-step-size", type=cli.positive, metavar="N", help="with --llm-build2")
 
@@ -58,6 +61,10 @@ def build_parser():
     simulate.add_argument("--list", type=Path, metavar="FILE", help="names of subdirectories, one a line")
     cli.add_workdir(simulate)
 
+    for step in (build, language):
+        step.add_argument(
+            "--extra", action="append", default=[], metavar="WORD", help="for the tool as it is (--extra=--flag=value)"
+        )
     ask_version = steps.add_parser("version", help="print the tool's version")
     for step in (build, language, simulate, ask_version):
         step.add_argument("--print", action="store_true", help="print the command, run nothing")
@@ -76,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command.line())
     else:
         print(f"+ {command.line()}", file=sys.stderr)
+        if args.step == "build":  # an earlier build's record must not be taken for this one's
+            (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
         execute(command)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]
@@ -115,7 +124,9 @@ def _existing(path: Path, remedy: str) -> None:
 
 def _command(args, tool: Tool) -> Command:
     if args.step == "build":
-        return build_command(tool, args.model, args.config, args.workdir, args.output_dir, args.output_name, args.chip)
+        return build_command(
+            tool, args.model, args.config, args.workdir, args.output_dir, args.output_name, args.chip, extra=args.extra
+        )
     if args.step == "llm_build":
         return llm_build_command(
             tool,
@@ -128,7 +139,10 @@ def _command(args, tool: Tool) -> Command:
             last_kv_cache_len=args.last_kv_cache_len,
             build2=args.llm_build2,
             prefill_step_size=args.prefill_step_size,
+            weight_type=args.weight_type,
+            post_weight_type=args.post_weight_type,
             num_layers=0 if args.print else args.num_layers,
+            extra=args.extra,
         )
     if args.step == "run":
         return run_command(tool, args.model, args.input_dir, args.output_dir, args.list, args.workdir)

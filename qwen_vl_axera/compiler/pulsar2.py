@@ -21,6 +21,7 @@ def build_command(
     output_name: str | None = None,
     chip: str = CHIP,
     check: int = 0,
+    extra: Sequence[str] = (),
 ) -> Command:
     """`pulsar2 build`: the vision graph to an axmodel.
 
@@ -33,6 +34,7 @@ def build_command(
         output_name: default the model's name with .axmodel.
         chip: target hardware.
         check: compiler.check, 0 as documented.
+        extra: words for the tool as they are.
 
     Raises:
         InputError: the chip is unknown.
@@ -52,6 +54,7 @@ def build_command(
         *option("--output_name", output_name),
         *option("--target_hardware", chip),
         *option("--compiler.check", check),
+        *extra,
     ]
     return paths.command(argv, [output_dir], [(output_dir, glob.escape(output_name))])
 
@@ -67,7 +70,10 @@ def llm_build_command(
     last_kv_cache_len: Sequence[int] = (),
     build2: bool = False,
     prefill_step_size: int | None = None,
+    weight_type: str | None = None,
+    post_weight_type: str | None = None,
     num_layers: int = 0,
+    extra: Sequence[str] = (),
 ) -> Command:
     """`pulsar2 llm_build`, or llm_build2: the language model to one axmodel per layer.
 
@@ -82,7 +88,10 @@ def llm_build_command(
         last_kv_cache_len: how much of the cache the prefill groups see; the largest bounds the prompt.
         build2: use llm_build2 (not in every release; see `has_llm_build2`).
         prefill_step_size: tokens of one chunk, llm_build2 only.
+        weight_type, post_weight_type: of the layers and of the head; None: the tool's own choice, s8. A GPTQ
+            checkpoint needs neither.
         num_layers: of the checkpoint: so many files must be there afterwards.
+        extra: words for the tool as they are.
 
     Raises:
         InputError: numbers that contradict each other, or an unknown chip.
@@ -103,7 +112,9 @@ def llm_build_command(
         argv += option("--last_kv_cache_len", length)
     if prefill_step_size is not None:
         argv += option("--prefill_step_size", prefill_step_size)
-    argv += [*option("--parallel", parallel), *option("--chip", chip)]
+    for flag, value in (("--weight_type", weight_type), ("--post_weight_type", post_weight_type)):
+        argv += option(flag, value) if value else []
+    argv += [*option("--parallel", parallel), *option("--chip", chip), *extra]
     # With chunks, the tool's name for the prefill is its own.
     layers = [layer_file("*", number) for number in range(num_layers)]
     names = [*layers, POST_MODEL]

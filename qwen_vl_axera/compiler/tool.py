@@ -5,6 +5,7 @@ command is a list of arguments: no shell reads it, except when somebody pastes i
 """
 
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -12,16 +13,20 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from qwen_vl_axera.compiler.container import Mounts, docker_argv
+from qwen_vl_axera.compiler.lock import one_build
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
 DOCKER = "docker:"
-LAST_LINES = 12  # of a failed tool's stderr
+LAST_LINES = 12  # of a failed tool's output
 ASKING = 300  # seconds for a question such as -h: a container takes a while to start
+QUIET = 300  # seconds of silence after which a user should know that the tool still runs
 CLOCKS = 2  # seconds by which a file system's clock may lag
 
 
@@ -135,27 +140,42 @@ class Paths:
         return Command(name, argv, self.workdir, list(makes), list(expects), fresh)
 
 
-def execute(command: Command) -> None:
-    """Runs a command, its output streaming through.
+def execute(command: Command, watch: Callable[[str], None] = lambda line: None) -> None:
+    """Runs a command, its output streaming through; builds wait for each other.
+
+    Args:
+        command: what to run.
+        watch: receives each line that the tool has ended.
 
     Raises:
         CheckFailed: it fails, is killed, or leaves out a file; the message ends with its last lines.
     """
     for directory in command.makes:
         directory.mkdir(parents=True, exist_ok=True)
-    start, lines = time.time(), deque([b""], maxlen=LAST_LINES)
+    lines = deque(maxlen=LAST_LINES)  # of both streams: on which of them the tool complains is not documented
     sys.stdout.flush()
-    with subprocess.Popen(command.argv, cwd=command.cwd, stderr=subprocess.PIPE, bufsize=0) as process:
-        try:
-            while piece := process.stderr.read(1 << 16):
-                sys.stderr.buffer.write(piece)
-                sys.stderr.flush()
-                first, *rest = piece.replace(b"\r", b"\n").split(b"\n")
-                lines[-1] += first
-                lines.extend(rest)
-        except BaseException:
-            process.terminate()
-            raise
+    with one_build(command.name) as inherited:
+        start = time.time()
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, "pass_fds": inherited}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(command.argv, cwd=command.cwd, env=environment, **pipes) as process:
+            streams = {process.stdout: sys.stdout, process.stderr: sys.stderr}
+            begun = dict.fromkeys(streams, b"")  # lines that have no end yet
+            try:
+                for stream, piece in _pieces(list(streams), command.name):
+                    streams[stream].buffer.write(piece)
+                    streams[stream].flush()
+                    *ended, begun[stream] = (begun[stream] + piece).replace(b"\r", b"\n").split(b"\n")
+                    for line in ended:
+                        lines.append(line)
+                        watch(line.decode("utf-8", "replace"))
+            except BaseException:
+                process.terminate()
+                raise
+        for stream, line in begun.items():
+            if line:  # the tool did not end it
+                lines.append(line)
+                print(file=streams[stream], flush=True)
     if process.returncode:
         said = " | ".join(text for line in lines if (text := line.decode("utf-8", "replace").strip()))
         raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
@@ -166,6 +186,22 @@ def execute(command: Command) -> None:
             f"{command.name} reported success, but {len(missing)} of {len(command.expects)} files were not "
             f"written: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''} (killed for lack of memory?)"
         )
+
+
+def _pieces(streams: list[IO[bytes]], name: str) -> Iterator[tuple[IO[bytes], bytes]]:
+    """What a tool writes, as it comes; a long silence is remarked on."""
+    silent = 0
+    while streams:
+        ready, _, _ = select.select(streams, [], [], QUIET)
+        silent = 0 if ready else silent + QUIET
+        if not ready:
+            minutes = silent / 60
+            print(f"{name}: still running; silent for {minutes:.0f} minutes", file=sys.stderr, flush=True)
+        for stream in ready:
+            if piece := stream.read(1 << 16):
+                yield stream, piece
+            else:
+                streams.remove(stream)
 
 
 def ask(command: Command) -> subprocess.CompletedProcess:

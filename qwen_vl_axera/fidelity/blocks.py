@@ -39,7 +39,7 @@ def first_wrong_stage(
         return None
     for name, states in exact.items():
         errors = rms(found[name] - states), rms(floor[name] - states)
-        if not np.isfinite(errors[0]) or ratio(*map(np.array, errors)) > THRESHOLDS["typical_token_ratio"]:
+        if not np.isfinite(errors[0]) or ratio(*map(np.array, errors)) > THRESHOLDS["typical_error_ratio"]:
             return "the patch embedding" if name == "patch_embed" else name.replace("blocks.", "block ")
     return "the merger"
 

@@ -19,7 +19,7 @@ from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
-from qwen_vl_axera.fidelity.template import render
+from qwen_vl_axera.fidelity.template import TemplateError, render
 from qwen_vl_axera.files import read_json
 
 TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json
@@ -51,10 +51,10 @@ class Token:
 
 
 def load_tokenizer(directory: Path):
-    """The checkpoint's tokenizer.
+    """The checkpoint's tokenizer, with the processor's chat template where the checkpoint has one.
 
     Raises:
-        InputError: there is none, or it has no chat template.
+        InputError: there is none, or there is no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -70,9 +70,33 @@ def load_tokenizer(directory: Path):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(f"{directory}: the tokenizer does not load: {str(error)[:200]}") from None
-    if not isinstance(tokenizer.chat_template, str):
-        raise InputError(f"{directory}: the tokenizer has no chat template; copy the released tokenizer_config.json")
+    tokenizer.chat_template = processor_template(directory) or tokenizer.chat_template
+    if not isinstance(tokenizer.chat_template, str) or not tokenizer.chat_template:
+        raise InputError(f"{directory}: no chat template; copy the released chat_template.json beside the weights")
     return tokenizer
+
+
+def processor_template(directory: Path) -> str | None:
+    """The chat template of the processor: chat_template.jinja, else chat_template.json, as transformers has it.
+
+    The tokenizer's own comes last: beside a Qwen2.5-VL it may be that of the text-only Qwen2.5.
+
+    Raises:
+        InputError: the file is unreadable or of another form.
+    """
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not readable as text ({error})") from None
+    path = directory / "chat_template.json"
+    if path.is_file():
+        raw = read_json(path)
+        if not isinstance(raw, dict) or not isinstance(raw.get("chat_template"), str):
+            raise InputError(f'{path}: expected an object with a text "chat_template"')
+        return raw["chat_template"]
+    return None
 
 
 def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) -> np.ndarray:
@@ -80,7 +104,13 @@ def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) 
     content = [{"type": "video"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}
-    rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
+    try:
+        rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
+    except TemplateError as error:  # whatever a template does with a list of parts that it does not expect
+        raise InputError(
+            "the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
+            f"({error}); copy the released chat_template.json beside the weights"
+        ) from None
     ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
     pads = np.flatnonzero(ids == config.video_token_id)
     if len(pads) != 1:

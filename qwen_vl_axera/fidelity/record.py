@@ -33,13 +33,13 @@ class GraphErrors(StepErrors):
     """Errors of all exact steps together.
 
     Attributes:
-        typical_token_ratio: of the median token.
-        worst_token_ratio: of the worst token.
+        typical_ratio: of the median token.
+        token_ratio: of the worst token.
         float32_runs: of transformers, that its own error was measured with.
     """
 
-    typical_token_ratio: Amount
-    worst_token_ratio: Amount
+    typical_ratio: Amount
+    token_ratio: Amount
     float32_runs: Positive
 
 
@@ -73,15 +73,11 @@ class Step(Figures):
 
 @record
 class Thresholds:
-    """The largest ratios that pass: over all exact steps, of the median token, and of the worst."""
+    """The largest ratios of errors that pass: over all exact steps, of the median token and of the worst."""
 
-    ratio: Amount
-    typical_token_ratio: Amount
-    worst_token_ratio: Amount
-
-    def keeps(self, errors: GraphErrors) -> bool:
-        """Whether a graph's errors are within them."""
-        return within(plain(errors), plain(self))
+    error_ratio: Amount
+    typical_error_ratio: Amount
+    token_error_ratio: Amount
 
 
 @record
@@ -110,7 +106,9 @@ class Graph:
             and bool(self.steps)
             and all(step.holds for step in self.steps)
             and self.exact is not None
-            and thresholds.keeps(self.exact)
+            and self.exact.ratio <= thresholds.error_ratio
+            and self.exact.typical_ratio <= thresholds.typical_error_ratio
+            and self.exact.token_ratio <= thresholds.token_error_ratio
         )
 
 
@@ -197,13 +195,40 @@ class CompiledModel:
 
 
 @record
+class Wish:
+    """An entry of the configuration's `layer_configs`, and what became of it: see `compiler.precision.Wish`."""
+
+    selector: str
+    data_type: Text
+    matched: Count
+    honoured: Count
+    missing: list[str]
+    others: list[str]
+    status: Literal["ok", "warning", "failed"]
+    detail: str
+
+
+@record
+class Precision:
+    """Which precision a build really used: see `compiler.precision.precision_report`."""
+
+    passed: bool
+    kept: Count
+    nodes: Count
+    fused: dict[str, Count]
+    bits: dict[str, dict[str, Count]]
+    wishes: list[Wish]
+
+
+@record
 class AxmodelFidelity:
-    """`axmodel_fidelity.json`; there is no text."""
+    """`axmodel_fidelity.json`; there is no text, and no precision where the compiler left no record of it."""
 
     passed: bool
     thresholds: Limits
     graphs: list[CompiledModel]
     text: list[Answer]
+    precision: Precision | None = None
 
     @property
     def holds(self) -> bool:

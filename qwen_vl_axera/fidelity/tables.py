@@ -20,11 +20,12 @@ def fidelity_table(report: dict[str, Any]) -> str:
         if exact := graph["exact"]:
             lines.append(
                 f"{graph['file']}: error {exact['graph_error']:.2e}, transformers' own {exact['reference_error']:.2e}: "
-                f"ratio {exact['ratio']:.3g}, of a typical token {exact['typical_token_ratio']:.3g}, "
-                f"of the worst {exact['worst_token_ratio']:.3g}"
+                f"ratio {exact['ratio']:.3g}, of a typical token {exact['typical_ratio']:.3g}, "
+                f"of the worst {exact['token_ratio']:.3g}"
             )
-    limits = "limits: ratio {ratio:g}, of a typical token {typical_token_ratio:g}, of the worst {worst_token_ratio:g}"
-    lines.append(f"errors are root mean squares against float64; {limits.format(**report['thresholds'])}")
+    limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
+    limits = limits.format(**report["thresholds"])
+    lines.append(f"errors are root mean squares against float64; limits of the ratio: {limits}")
     lines += [f"{graph['file']}: {problem}" for graph in report["graphs"] for problem in graph["problems"]]
     return "\n".join(lines)
 

@@ -22,6 +22,10 @@ SECONDS, MEMORY, LONGEST = (
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class TemplateError(Exception):
+    """The template itself refuses its variables."""
+
+
 def render(template: str, variables: dict[str, Any], path: Path) -> str:
     """What a chat template makes of its variables.
 
@@ -31,7 +35,8 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
         path: where the template is from, for messages.
 
     Raises:
-        InputError: it fails, or takes more time, memory or room than any real one.
+        InputError: it takes more time or memory than any real one.
+        TemplateError: it fails, or renders more than any prompt.
     """
     asked = json.dumps({"template": template, "variables": variables})
     argv = [sys.executable, "-m", "qwen_vl_axera.fidelity.template"]
@@ -42,8 +47,10 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
     if done.returncode < 0:
         raise InputError(f"{path}: its chat template does not end within {SECONDS} s of work")
     said = done.stdout.decode("utf-8", "replace")
+    if done.returncode and (not said or said.startswith("MemoryError")):
+        raise InputError(f"{path}: its chat template takes more than {MEMORY >> 20} MB")
     if done.returncode:
-        raise InputError(f"{path}: its chat template does not render ({said[:200] or 'not enough memory'})")
+        raise TemplateError(said[:200])
     return json.loads(said)
 
 

@@ -11,7 +11,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.metrics import compare, token_rms
 from qwen_vl_axera.fidelity.runtime import OnnxTower
-from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth, keeps
+from qwen_vl_axera.fidelity.truth import FIGURES, THRESHOLDS, Judge, Truth, keeps
 
 SHOWN = 20  # problems of a graph
 
@@ -109,11 +109,12 @@ def judge_steps(graph: Graph, judge: Judge, truth: Truth) -> dict[str, float]:
     place, token = np.unravel_index(int(ratios.argmax()), ratios.shape)
     graph.suspect = truth.steps[place], token_rms(tokens[place] - truth.exact[place])
     errors = {
-        "ratio": "the error",
-        "typical_token_ratio": "the error of a typical token",
-        "worst_token_ratio": f"the error of token {token} in step {truth.steps[place]}",
+        "typical_ratio": "the error",
+        "ratio": "the error of all tokens together",
+        "token_ratio": f"the error of token {token} in step {truth.steps[place]}",
     }
-    name, limit = next((name, limit) for name, limit in THRESHOLDS.items() if figures[name] > limit)
+    limits = {name: THRESHOLDS[threshold] for name, threshold in FIGURES.items()}
+    name, limit = next((name, limit) for name, limit in limits.items() if figures[name] > limit)
     what = f"{errors[name]} is {times(figures[name])} transformers' own (at most {limit:g})"
     refuse(graph, truth.steps, what)
     return figures

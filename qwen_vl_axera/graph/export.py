@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,11 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qwen_vl_axera.graph.external_data import DataFile
 
 # Rotary angles are products of a position and a frequency, both derived twice: float32 rounding only.
 ROTARY_TOLERANCE = 1e-5
@@ -32,7 +37,12 @@ class ExportedGraph:
 
 
 def export_vision(
-    checkpoint: Checkpoint, workdir: Path, mode: str = "video", sizes: Sequence[Size] = (), **form: Any
+    checkpoint: Checkpoint,
+    workdir: Path,
+    mode: str = "video",
+    sizes: Sequence[Size] = (),
+    probe: bool = False,
+    **form: Any,
 ) -> list[ExportedGraph]:
     """Writes `NAME_vision*.onnx`, their uint8 twins and `NAME_vision.onnx.data`.
 
@@ -41,10 +51,11 @@ def export_vision(
         workdir: where the files go and where step 1 left its capture.
         mode: "video" (two frames a step) or "image" (one picture fills both slots; same network).
         sizes: heights and widths in pixels; none: the captured size, or 448x448 for images.
+        probe: writes `NAME_vision*_probe.onnx` and its twin, too.
         form: `input`, `window_mode` and `opset` of the `GraphSpec`s.
 
     Returns:
-        The graphs, float32 input before uint8 input for each size.
+        The graphs, float32 input before uint8 input for each size, probes last.
 
     Raises:
         InputError: no size is known, the capture has another size, or a tensor of the checkpoint is unusable.
@@ -52,7 +63,6 @@ def export_vision(
     """
     from qwen_vl_axera.graph.files import write_graph
     from qwen_vl_axera.graph.operators import statistics
-    from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 
     workdir, tower, config = Path(workdir), checkpoint.tower, checkpoint.config.vision
     sizes = [checked_size(size) for size in dict.fromkeys(sizes)] or [default_size(mode, workdir)]
@@ -61,17 +71,16 @@ def export_vision(
     layouts = {size: tower.layout(config, size) for size in sizes}
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
+    specs += [replace(spec, probe=True) for spec in specs] * probe
     if mode == "video":
         check_capture(workdir, layouts)
     names = {spec: f"{spec.stem(checkpoint.name, sized=len(sizes) > 1)}.onnx" for spec in specs}
     check_shared_data(workdir, checkpoint.name, set(names.values()), floats[0].input)
 
-    models, data = {}, None
+    models = {}
     for spec, name in names.items():
         with progress.stage(f"trace {name}", unit="node") as stage:
-            module = meta_module(tower, config, layouts[spec.size], spec)
-            data = data or place_weights(tower, config, module, spec, data_file(checkpoint.name))
-            models[spec] = trace(module, data, spec, describe(checkpoint, spec))
+            models[spec], data = trace_graph(checkpoint, spec)
             stage.advance(len(models[spec].graph.node))
 
     # Weights first: a graph file never refers to data that is not there yet.
@@ -79,6 +88,16 @@ def export_vision(
     for spec, model in models.items():
         write_graph(model, workdir / names[spec])
     return [ExportedGraph(workdir / name, spec, statistics(models[spec])) for spec, name in names.items()]
+
+
+def trace_graph(checkpoint: Checkpoint, spec: GraphSpec) -> "tuple[onnx.ModelProto, DataFile]":
+    """A graph that refers to the checkpoint's data file, and where in that file each weight lies."""
+    from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
+
+    tower, config = checkpoint.tower, checkpoint.config.vision
+    module = meta_module(tower, config, tower.layout(config, spec.size), spec)
+    data = place_weights(tower, config, module, spec, data_file(checkpoint.name))
+    return trace(module, data, spec, describe(checkpoint, spec)), data
 
 
 def describe(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Any]:

@@ -31,6 +31,9 @@ CAST_TARGETS = {
     *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32),
 }
 MOVING = frozenset(["Transpose", "Slice", "Split", "Concat", "Gather"])
+BINARY = frozenset(["Add", "Div", "Mul", "Pow", "Sub", "Where"])
+# What computes nothing: at the end of the graph it dropped the whole output path to 8 bits on a real card.
+PASSIVE = MOVING | {"Expand", "GatherElements", "Pad", "Reshape", "Tile"}
 
 
 def lint(model: onnx.ModelProto) -> list[str]:
@@ -56,7 +59,9 @@ def _problems(model: onnx.ModelProto) -> Iterator[str]:
 
     for node in graph.node:
         where = f"node {node.name or '(unnamed)'} ({node.op_type})"
-        if node.op_type in BROKEN:
+        if node.op_type == "Constant":
+            yield f"{where}: forces the compiler's optimiser on, it should be an initializer"
+        elif node.op_type in BROKEN:
             yield f"{where}: reported broken on AX650"
         elif node.op_type not in SUPPORTED or node.domain not in ("", "ai.onnx"):
             yield f"{where}: not in the operator list of AX650"
@@ -67,9 +72,12 @@ def _problems(model: onnx.ModelProto) -> Iterator[str]:
         for name in node.output:
             yield from (f"{where}: {problem}" for problem in _shape_problems(name, shapes.get(name)))
 
+    makers = {name: node for node in graph.node for name in node.output}
     for value in graph.output:
         if not _shape(value):
             yield f"output {value.name}: rank 0 crashes the calibration"
+        if (maker := makers.get(value.name)) is not None and maker.op_type in PASSIVE:
+            yield f"node {maker.name} ({maker.op_type}): the last operator must compute, or the output falls to 8 bits"
     for name, count in Counter(node.name for node in graph.node).items():
         if not name or count > 1:
             yield f"{count} nodes are named {name!r}: names select layers and must be unique"
@@ -84,6 +92,8 @@ def _problems(model: onnx.ModelProto) -> Iterator[str]:
 
 def _limits(node: onnx.NodeProto, constants: dict, shapes: dict, opset: int) -> Iterator[str]:
     attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    if node.op_type in BINARY and len(shapes.get(node.output[0]) or []) < 2:
+        yield "operators of two inputs need a result of two dimensions or more, others were seen not to compile"
     match node.op_type:
         case "Gather":
             if len(shapes.get(node.input[1]) or [0]) != 1 or node.input[1] not in constants:

@@ -1,7 +1,8 @@
 """Preflight: the checkpoint, from its headers only."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, INDEX_FILE, Checkpoin
 from qwen_vl_axera.files import read_json
 from qwen_vl_axera.preflight.checks import Check, some
 
-ORIGINAL = "give Pulsar2 the original checkpoint, as released in BF16"
+ORIGINAL = "give Pulsar2 the original checkpoint, as released in BF16; for 4 bits, one quantised with GPTQ"
+# What the vendor's recipe makes; a published model was compiled from it. Other settings: no evidence either way.
+GPTQ_KNOWN = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "bitsandbytes": "bitsandbytes"}
 
 
@@ -20,12 +24,16 @@ def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
     """Every expected tensor with its shape and dtype, and how the checkpoint is stored. Reads no tensor data."""
     checkpoint.check_counts()
     method = quantization(checkpoint)
-    if method:
+    if method == "GPTQ":
+        yield _gptq(checkpoint)
+        yield from _tensors(checkpoint, packed_tensors(checkpoint))
+    elif method:
         packed = sum(info.dtype not in FLOAT_DTYPES for info in checkpoint.tensors.values())
         yield Check(
             "checkpoint storage",
             "failed",
-            f"quantised with {method}: {packed} tensors are packed; Pulsar2 quantises by itself and reads none of them",
+            f"quantised with {method}: {packed} tensors are packed; of quantised checkpoints Pulsar2 is known to read "
+            "GPTQ only",
             ORIGINAL,
         )
     else:
@@ -36,18 +44,41 @@ def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
 
 def quantization(checkpoint: Checkpoint) -> str | None:
     """The method by which a checkpoint was quantised, as config.json or its tensors have it; None when it was not."""
+    if method := checkpoint.config.quantization:
+        return METHODS.get(method, method)
     names, dtypes = set(checkpoint.tensors), {info.dtype for info in checkpoint.tensors.values()}
     if any(name.endswith(".qweight") for name in names):
         # Both pack into qweight, qzeros and scales; only GPTQ stores the order of groups.
         return "GPTQ" if any(name.endswith(".g_idx") for name in names) else "AWQ"
     if any(dtype.startswith("F8") for dtype in dtypes):
         return "FP8"
-    method = checkpoint.config.quantization
-    return METHODS.get(method, method) if method else None
+    return None
 
 
-def _tensors(checkpoint: Checkpoint) -> Iterator[Check]:
-    expected = expected_tensors(checkpoint.config)
+def packed_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    """The language model's matrices that GPTQ replaced: name -> one of the tensors in its place."""
+    stems = {name.removesuffix(".qweight"): name for name in checkpoint.tensors if name.endswith(".qweight")}
+    return {f"{stem}.weight": name for stem, name in stems.items() if stem.startswith("model.layers.")}
+
+
+def _gptq(checkpoint: Checkpoint) -> Check:
+    """How well what a GPTQ checkpoint holds is known to be read. The vision tower must be as it was released."""
+    raw = read_json(checkpoint.directory / "config.json").get("quantization_config")
+    settings = {name: raw.get(name) if isinstance(raw, dict) else None for name in GPTQ_KNOWN}
+    words = ", ".join(f"{name} {value}" for name, value in settings.items())
+    if any(name.startswith("visual.") and name.endswith(GPTQ_PARTS) for name in checkpoint.tensors):
+        return Check("checkpoint storage", "failed", "GPTQ: the vision tower is packed, too", ORIGINAL)
+    if not packed_tensors(checkpoint):
+        return Check("checkpoint storage", "failed", "GPTQ by config.json, but no matrix is packed", ORIGINAL)
+    if settings == GPTQ_KNOWN:
+        return Check("checkpoint storage", "ok", f"GPTQ: {words}; leave WEIGHT_TYPE unset")
+    known = ", ".join(f"{name} {value}" for name, value in GPTQ_KNOWN.items())
+    return Check("checkpoint storage", "warning", f"GPTQ: {words}", f"known to be read: {known}")
+
+
+def _tensors(checkpoint: Checkpoint, packed: Mapping[str, str] = MappingProxyType({})) -> Iterator[Check]:
+    """Every expected tensor; of packed matrices only that they are there."""
+    expected = {name: shape for name, shape in expected_tensors(checkpoint.config).items() if name not in packed}
     missing = [name for name in expected if name not in checkpoint.tensors]
     wrong = [
         f"{name} is {list(checkpoint.tensors[name].shape)}, config.json asks for {list(shape)}"
@@ -68,7 +99,10 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[Check]:
         total = sum(checkpoint.tensors[name].nbytes for name in expected)
         detail = f"{describe(checkpoint.config)}: {len(expected)} tensors ({kinds}), {total / 1e6:.1f} MB"
         yield Check("checkpoint tensors", "ok", detail)
-    unknown = sorted(set(checkpoint.tensors) - set(expected) - {"lm_head.weight"})  # a tied head may be stored, too
+    parts = {name.removesuffix(".weight") + part for name in packed for part in GPTQ_PARTS}
+    # A tied head may be stored, too; GPTQ tools store biases of zeros.
+    spare = {"lm_head.weight", *(name.removesuffix(".weight") + ".bias" for name in packed)}
+    unknown = sorted(set(checkpoint.tensors) - set(expected) - parts - spare)
     if unknown:
         yield Check("checkpoint tensors", "warning", f"{len(unknown)} unknown: {some(unknown)}", "they are not used")
 

@@ -20,11 +20,13 @@ from qwen_vl_axera.compiler.pulsar2 import version
 from qwen_vl_axera.compiler.schema import BuildConfig, load_config
 from qwen_vl_axera.compiler.tool import VARIABLE, find_tool
 from qwen_vl_axera.contract import (
+    ANSWER,
     ARCHIVE,
     CALIB,
     CALIB_MANIFEST,
     CAPTURE,
     CHIP,
+    CHUNK,
     DEMO_CLIP,
     DEMO_MODEL,
     DESCRIBE,
@@ -45,9 +47,6 @@ from qwen_vl_axera.preflight.machine import disk_checks, memory_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
-
-CHUNK = 128  # tokens by which a prefill length usually grows
-ANSWER = 128  # tokens that should be left for an answer
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,10 @@ class Preflight:
                 "prompt", "failed", detail, f"set PREFILL_LEN={math.ceil(count / CHUNK) * CHUNK} or take fewer frames"
             )
         else:
-            yield Check("prompt", "ok", f"{detail}, fit the prefill of {room}")
+            words = plan.prompt or DESCRIBE
+            fixed = prompt_token_count(plan.checkpoint, "", capture.num_tokens)
+            detail += f", fit the prefill of {room}: {room - fixed} tokens for the question, {words!r} takes"
+            yield Check("prompt", "ok", f"{detail} {count - fixed}")
         tokens_per_second = load_checkpoint_config(plan.checkpoint).vision.tokens_per_second
         if problem := late_clip(capture, tokens_per_second, plan.kv_cache_len):
             yield Check("clip length", "warning", problem, "take frames closer together, or a larger KV_CACHE_LEN")

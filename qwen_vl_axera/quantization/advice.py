@@ -2,7 +2,7 @@
 
     python -m qwen_vl_axera.quantization.advice [--workdir DIR]
 
-Standard library only; prints nothing where no search has run.
+Prints nothing where no search has run.
 """
 
 import sys
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from qwen_vl_axera import cli
 from qwen_vl_axera.contract import MIXED_CONFIG, QUANTIZATION
-from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json
+from qwen_vl_axera.quantization.record import read_quantization
 
 
 def advice(workdir: Path) -> str | None:
@@ -21,23 +20,20 @@ def advice(workdir: Path) -> str | None:
     Raises:
         InputError: `quantization.json` is not what a preview writes.
     """
-    path = Path(workdir) / QUANTIZATION
-    if not (path.is_file() and (path.parent / MIXED_CONFIG).is_file()):
+    workdir = Path(workdir)
+    if not all((workdir / name).is_file() for name in (QUANTIZATION, MIXED_CONFIG)):
         return None
-    report = read_json(path)
-    try:
-        settings = {entry["name"]: entry for entry in report["settings"]}
-        if "mixed" not in settings:
-            return None
-        mixed, floor = settings["mixed"], report["floor"]
-        low, high = mixed["relative_time"]
-        loss = max(floor[name] - mixed[name] for name in ("mean_token_cosine", "centred_cosine"))
-        return (
-            f"QUANTIZE=mixed would compute {mixed['mac8']:.1%} of the products with 8-bit activations, in an estimated "
-            f"{low:.2f} to {high:.2f} of the time, for {max(loss, 0):.4f} of a token's cosine (simulated: {path.name})"
-        )
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: not what preview_quantization.py writes; run it again, or delete the file") from None
+    found = read_quantization(workdir)
+    mixed = next((setting for setting in found.settings if setting.name == "mixed"), None)
+    if mixed is None or mixed.relative_time is None or mixed.mac8 is None:
+        return None
+    low, high = mixed.relative_time
+    floor = found.floor
+    loss = max(floor.mean_token_cosine - mixed.mean_token_cosine, floor.centred_cosine - mixed.centred_cosine, 0)
+    return (
+        f"QUANTIZE=mixed would compute {mixed.mac8:.1%} of the products with 8-bit activations, in an estimated "
+        f"{low:.2f} to {high:.2f} of the time, for {loss:.4f} of a token's cosine (simulated: {QUANTIZATION})"
+    )
 
 
 def build_parser():

@@ -10,7 +10,7 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.schema import BuildConfig, load_config
 from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, QUANTIZATION
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json, sha256_file, write_json
+from qwen_vl_axera.files import read_json, sha256_file, write_json, write_record
 from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
 from qwen_vl_axera.quantization import samples as sampling
@@ -20,6 +20,7 @@ from qwen_vl_axera.quantization.fusion import FUSIONS
 from qwen_vl_axera.quantization.network import Network
 from qwen_vl_axera.quantization.observers import calibrate
 from qwen_vl_axera.quantization.plan import Plan, read_plan, uniform
+from qwen_vl_axera.quantization.record import Quantization
 from qwen_vl_axera.quantization.search import PROGRESS_FILE, TARGET_LOSS, mixed_layer_configs, mixed_plan, search
 from qwen_vl_axera.quantization.simulation import Simulation
 
@@ -142,7 +143,7 @@ def preview(request: Request) -> dict[str, Any]:
         if len(simulation.steps) < sum(len(clip.pixels) for clip in clips):
             raise InputError(f"--generate needs every step: give clips of at most {MOST_STEPS} steps together")
         report["text"] = answers(request, clips, {"float": simulation.reference, **features})
-    write_json(workdir / QUANTIZATION, report)
+    write_record(workdir / QUANTIZATION, Quantization, report)
     return report
 
 

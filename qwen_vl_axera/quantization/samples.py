@@ -10,10 +10,10 @@ import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE, frames_to_patches, normalize, to_graph_input
 from qwen_vl_axera.calibration.archive import restore_range
+from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.compiler.schema import BuildConfig
 from qwen_vl_axera.contract import CALIB_MANIFEST, CAPTURE
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json
 from qwen_vl_axera.frames.media import load_clip
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 from qwen_vl_axera.preflight.archive import as_pixels, iter_samples
@@ -160,15 +160,13 @@ def check_disjoint(samples: CalibrationSamples, clips: Sequence[EvaluationClip])
         InputError: a frame is in both.
     """
     manifest = samples.path.parent / CALIB_MANIFEST
-    entries = read_json(manifest)["samples"][: len(samples)] if manifest.is_file() else []
-    known = {
-        (str(Path(file).resolve()), frame) for entry in entries for file in entry["source"] for frame in entry["frames"]
-    }
-    changed = {entry["file"]: entry.get("range", ()) for entry in entries}
+    entries = read_manifest(manifest.parent).samples[: len(samples)] if manifest.is_file() else []
+    known = {(str(Path(file).resolve()), frame) for entry in entries for file in entry.source for frame in entry.frames}
+    changed = {entry.file: entry.range for entry in entries}
     seen: set[bytes] = set()
     for number, (values, name, _) in enumerate(iter_samples(samples.path)):
         if number < len(samples):
-            seen |= set(frame_digests(restore_range(as_pixels(values), changed.get(name, ()))))
+            seen |= set(frame_digests(restore_range(as_pixels(values), changed.get(name))))
     notes = []
     for clip in clips:
         common = sorted(frame for file, frame in clip.frames if (file, frame) in known)

@@ -47,7 +47,7 @@ def error_maps(
     except InputError as error:
         return Part(None, f"{error}.", command)
     exact = np.flatnonzero(~np.isnan(tokens.error_ratio).all((1, 2)))
-    limit = fidelity.thresholds.worst_token_ratio
+    limit = fidelity.thresholds.token_error_ratio
     return Part(
         {
             "file": graph.file,

@@ -69,7 +69,7 @@ def test_calibration_samples_are_the_graphs_input(host):
             sample = np.load(io.BytesIO(tar.extractfile(member).read()))
             for change in entry.get("range", ()):  # two values of the first sample
                 patch, pixel, channel = change["index"]
-                sample[0, channel, patch, pixel] = change["was"]
+                sample[0, channel, patch, pixel] = change["before"]
             assert (sample.dtype, sample.shape) == (np.float32, inputs[0].shape)
             assert any(np.array_equal(sample, given) for given in inputs)
 
@@ -118,6 +118,7 @@ def built(tiny_dir, frames_dir, tmp_path_factory):
         "PATH": f"{STAND_IN}:{os.environ['PATH']}",
         "STAND_IN_LOG": base / "log.jsonl",
         "STAND_IN_FEATURES": base / "features",
+        "PROBE": "0",
     }
     return base, env, export_video(tiny_dir, frames_dir, "--resume", env=env)
 
@@ -252,6 +253,7 @@ def test_a_missing_video(tiny_dir, tmp_path):
     ("variables", "message"),
     [
         ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip"),
+        ({"CONFIG": "none.json"}, "CONFIG=none.json: no such file"),
         ({"CHIP": "M57"}, "CHIP=M57: expected a chip"),  # pulsar2 build knows it, llm_build does not
         ({"PREFILL_LEN": "many"}, "PREFILL_LEN=many: expected a whole number above 0"),
         ({"PARALLEL": "0"}, "PARALLEL=0"),

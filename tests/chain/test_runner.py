@@ -277,7 +277,7 @@ def test_summary_has_one_entry_for_each_step(place):
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"fingerprint": 1}', b"\xff\xfe", b"[" * 100_000, "link", "fifo"]
+    "damage", [b"", b"{", b"[]", b'{"fingerprint": 1}', b"\xff\xfe", b"[" * 100_000, "costs", "link", "fifo"]
 )
 def test_damaged_stamp_is_no_stamp(place, said, damage):
     place.run()
@@ -289,6 +289,8 @@ def test_damaged_stamp_is_no_stamp(place, said, damage):
         place.stamp.symlink_to(elsewhere)
     elif damage == "fifo":
         os.mkfifo(place.stamp)
+    elif damage == "costs":
+        place.stamp.write_text(json.dumps(json.loads(good) | {"seconds": "long"}))
     else:
         place.stamp.write_bytes(damage)
     said(0)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_axera.chain.variables import VARIABLES, Directories, check_directories, make_directories, read_variables
+from qwen_vl_axera.chain.variables import (
+    VARIABLES,
+    Directories,
+    check_directories,
+    extra_flags,
+    length_flags,
+    make_directories,
+    read_variables,
+)
 from qwen_vl_axera.errors import InputError
 from tests.conftest import ROOT
 
@@ -21,6 +29,23 @@ def test_defaults_are_the_documented_commands():
 def test_values():
     values = read_variables({"SIZE": "140 252", "FPS": "0.5", "GENERATE": "1", "CHIP": "AX620E", "NUM_FRAMES": ""})
     assert (values["SIZE"], values["FPS"], values["GENERATE"], values["CHIP"]) == ((140, 252), 0.5, True, "AX620E")
+
+
+@pytest.mark.parametrize(
+    ("cache", "last"),
+    [("255", 128), ("1023", 896), ("2047", 1920)],
+)
+def test_chunks_fill_the_cache_but_for_an_answer(cache, last):
+    values = read_variables({"LAST_KV_CACHE_LEN": "chunked", "KV_CACHE_LEN": cache})
+    assert values["PREFILL_LEN"] == 128
+    assert values["LAST_KV_CACHE_LEN"] == list(range(128, last + 1, 128))
+    assert int(cache) + 1 - last >= 128
+    assert length_flags(values)[:5] == ["--prefill-len", "128", "--kv-cache-len", cache, "--last-kv-cache-len"]
+
+
+def test_extra_words_are_those_of_a_shell():
+    values = read_variables({"BUILD_FLAGS": "--compiler.npu_perf --name 'a b'"})
+    assert extra_flags(values, "BUILD_FLAGS") == ["--extra=--compiler.npu_perf", "--extra=--name", "--extra=a b"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +67,19 @@ def test_values():
         ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip that"),
         ({"CHIP": "M57"}, "both know: AX650, AX620E"),
         ({"QUANTIZE": "all8"}, "QUANTIZE=all8: expected vendor or mixed"),
+        ({"QUANTIZE": "mixed", "CONFIG": "mine.json"}, "CONFIG and QUANTIZE=mixed: set one of them"),
+        ({"WINDOW_MODE": "sparse"}, "WINDOW_MODE=sparse: expected grouped, folded, unrolled or dense"),
+        ({"INPUT": "raw"}, "INPUT=raw: expected pixels or normalized"),
+        ({"OPSET": "15"}, "OPSET=15: expected 16, 17 or 18"),
+        ({"PROBE": "no"}, "PROBE=no: expected 0 or 1"),
+        ({"LAST_KV_CACHE_LEN": "256 128"}, "256 128: expected rising numbers"),
+        ({"LAST_KV_CACHE_LEN": "128 2048"}, "does not fit a kv cache of 1023"),
+        ({"LAST_KV_CACHE_LEN": "chunk"}, "LAST_KV_CACHE_LEN=chunk: expected a whole number above 0"),
+        ({"LAST_KV_CACHE_LEN": "chunked", "KV_CACHE_LEN": "200"}, "a KV_CACHE_LEN of 255 is the least"),
+        ({"LAST_KV_CACHE_LEN": "chunked", "LLM_BUILD2": "1"}, "llm_build2 knows no --last-kv-cache-len"),
+        ({"WEIGHT_TYPE": "s2"}, "WEIGHT_TYPE=s2: expected s8, s4"),
+        ({"POST_WEIGHT_TYPE": "s4"}, "POST_WEIGHT_TYPE=s4: expected s8, bf16"),
+        ({"BUILD_FLAGS": "--a 'b"}, "BUILD_FLAGS=--a 'b: expected words as a shell reads them"),
         ({"CHIP": "LAMBERT"}, "both know: AX650, AX620E"),
     ],
 )

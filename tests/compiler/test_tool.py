@@ -1,5 +1,7 @@
 """Where the tool is, how it is run, and what is said when it fails."""
 
+import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_vl_axera.compiler.lock import lock_file
 from qwen_vl_axera.compiler.pulsar2 import build_command
 from qwen_vl_axera.compiler.tool import Tool, execute, find_tool
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -98,3 +101,30 @@ def test_interrupting_ends_the_tool_too(make_workdir, number, code):
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in the group
     assert not Path("delivered.axmodel").exists()
+
+
+def test_two_builds_are_never_at_once(make_workdir, tmp_path):
+    """The second waits, says why, and goes on when the first has ended; other commands do not wait."""
+    make_workdir()
+    command = [sys.executable, "-m", "qwen_vl_axera.compiler"]
+    environment = os.environ | {"PULSAR2": str(STAND_IN), "PYTHONPATH": str(ROOT)}
+    build = [*command, "build", "tiny_vision.onnx", "--config", str(CONFIG)]
+    with open(lock_file(), "w") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        assert subprocess.run([*command, "version"], env=environment, capture_output=True).returncode == 0
+        second = subprocess.Popen(build, env=environment, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline().startswith("+ ")
+        assert "waiting for another build" in second.stderr.readline()
+        assert second.poll() is None and not Path("build-output/tiny_vision.axmodel").exists()
+    _, stderr = second.communicate(timeout=60)
+    assert second.returncode == 0, stderr
+    assert Path("build-output/tiny_vision.axmodel").is_file()
+
+
+def test_a_tool_that_says_nothing_is_remarked_on(make_workdir, monkeypatch, capfd):
+    workdir = make_workdir()
+    monkeypatch.setattr("qwen_vl_axera.compiler.tool.QUIET", 0.5)
+    monkeypatch.setenv("STAND_IN_SLEEP", "build:1.5")
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.FileIO(2, "w", closefd=False)))
+    execute(build_command(HERE, workdir / "tiny_vision.onnx", CONFIG))
+    assert "still running; silent for" in capfd.readouterr().err

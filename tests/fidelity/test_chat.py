@@ -259,6 +259,48 @@ def test_first_difference():
     assert first_difference([], []) is None
 
 
+TEXT_ONLY = "{% for message in messages %}{{ '<|im_start|>' + message.role + message.content }}{% endfor %}"
+
+
+def template_of(directory, **files) -> str:
+    """The chat template that is taken: names of files without their dots -> content; the tokenizer's is "own"."""
+    for name in ("chat_template.json", "chat_template.jinja"):
+        (directory / name).unlink(missing_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("_template_", "_template.")).write_text(text, encoding="utf-8")
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "own"}))
+    return load_tokenizer(directory).chat_template
+
+
+def test_the_processors_chat_template_comes_first(talking, tmp_path):
+    copy = shutil.copytree(talking, tmp_path / "copy")
+    older = '{"chat_template": "json"}'
+    assert template_of(copy, chat_template_jinja="jinja", chat_template_json=older) == "jinja"
+    assert template_of(copy, chat_template_json=older) == "json"
+    assert template_of(copy) == "own"
+    with pytest.raises(InputError, match=r"chat_template\.json: expected an object"):
+        template_of(copy, chat_template_json='["json"]')
+
+
+def test_a_text_only_template_is_named(talking, tmp_path):
+    """The tokenizer of Qwen2.5 beside a Qwen2.5-VL."""
+    tokenizer = load_tokenizer(talking)
+    tokenizer.chat_template = TEXT_ONLY
+    with pytest.raises(InputError, match="takes text only: it is that of a language model"):
+        build_prompt(tokenizer, load_config(talking), DESCRIBE, (1, *GRID), 1.0)
+
+
+def test_a_quantised_language_model_without_its_package(talking, tmp_path):
+    """Here the package is missing; the same line comes where it needs a graphics card."""
+    copy = shutil.copytree(talking, tmp_path / "gptq")
+    config = json.loads((copy / "config.json").read_text())
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    (copy / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(InputError, match="stored with gptq, which transformers does not run here"):
+        LanguageModel(copy, "float32")
+
+
 def test_tokenizer_problems_are_named(talking, tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)

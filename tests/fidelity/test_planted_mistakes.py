@@ -98,8 +98,8 @@ class Bench:
             figures = compare(expected, tokens) | Truth([0], exact[None], [expected[None]]).figures(tokens[None])
             for name, choose in (
                 ("ratio", max),
-                ("typical_token_ratio", max),
-                ("worst_token_ratio", max),
+                ("typical_ratio", max),
+                ("token_ratio", max),
                 ("min_token_cosine", min),
             ):
                 worst[name] = choose(figures[name], worst.get(name, figures[name]))

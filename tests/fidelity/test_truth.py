@@ -50,8 +50,8 @@ def test_the_ratio_is_of_root_mean_squares():
     assert figures["reference_error"] == pytest.approx(rms(answer(FLOAT32) - EXACT), rel=1e-9)
     assert figures["graph_error"] == pytest.approx(rms(answer(4 * FLOAT32, 2) - EXACT), rel=1e-9)
     assert figures["ratio"] == pytest.approx(4, rel=0.1)
-    assert figures["ratio"] < figures["worst_token_ratio"] < 10
-    assert figures["typical_token_ratio"] == pytest.approx(4, rel=0.1)
+    assert figures["ratio"] < figures["token_ratio"] < 10
+    assert figures["typical_ratio"] == pytest.approx(4, rel=0.1)
     assert figures["float32_runs"] == 1
 
 
@@ -65,11 +65,11 @@ def test_a_steps_figures_are_its_own():
 
 def test_one_bad_token_among_many_fails():
     tokens = answer(FLOAT32, 2)
-    tokens[1, 17] = EXACT[1, 17] + 40 * FLOAT32 * noise(3)[1, 17]
+    tokens[1, 17] = EXACT[1, 17] + 2000 * FLOAT32 * noise(3)[1, 17]
     truth = Truth([0, 1], EXACT, [answer(FLOAT32)])
     figures = truth.figures(tokens)
-    assert figures["worst_token_ratio"] > THRESHOLDS["worst_token_ratio"]
-    assert figures["typical_token_ratio"] == pytest.approx(1, rel=0.1)
+    assert figures["token_ratio"] > THRESHOLDS["token_error_ratio"]
+    assert figures["typical_ratio"] == pytest.approx(1, rel=0.1)
     assert not keeps(figures)
     assert np.unravel_index(truth.token_ratios(tokens).argmax(), SHAPE[:2]) == (1, 17)
 
@@ -80,7 +80,7 @@ def test_luck_in_one_token_does_not_hide_an_error_of_all():
     reference[0, 3] = EXACT[0, 3] + 30 * FLOAT32 * noise(4)[0, 3]
     figures = Truth([0, 1], EXACT, [reference]).figures(tokens)
     assert figures["ratio"] < 1.5
-    assert figures["typical_token_ratio"] == pytest.approx(4, rel=0.1)
+    assert figures["typical_ratio"] == pytest.approx(4, rel=0.1)
     assert not keeps(figures)
 
 
@@ -103,7 +103,7 @@ def test_zeros():
     zero = np.zeros(SHAPE)
     assert keeps(Truth([0, 1], zero, [zero]).figures(zero))
     figures = Truth([0, 1], zero, [zero]).figures(answer(FLOAT32))
-    assert figures["ratio"] == figures["worst_token_ratio"] == figures["typical_token_ratio"] == WORST
+    assert figures["ratio"] == figures["token_ratio"] == figures["typical_ratio"] == WORST
 
 
 def test_a_good_graph_lets_transformers_rest():
@@ -147,11 +147,11 @@ def test_a_hopeless_graph_costs_no_more_runs():
 def test_the_bound_of_a_step_without_an_exact_answer():
     one = judge()
     limit = one.bound()
-    assert limit == pytest.approx((1 + THRESHOLDS["ratio"]) * FLOAT32, rel=0.1)
+    assert limit == pytest.approx((1 + THRESHOLDS["typical_error_ratio"]) * FLOAT32, rel=0.1)
     assert one.distance(2, answer(FLOAT32, 2)[0]) < limit
     assert one.distance(2, answer(10 * FLOAT32, 2)[0]) > limit
     # By the triangle inequality: what exceeds it has a ratio above the limit, if transformers' error is alike.
-    worst = EXACT[0] - THRESHOLDS["ratio"] * (one.oracle[2] - EXACT[0])
+    worst = EXACT[0] - THRESHOLDS["typical_error_ratio"] * (one.oracle[2] - EXACT[0])
     assert one.distance(2, worst) <= limit * 1.1
 
 

@@ -56,15 +56,28 @@ def test_opsets(tiny, reference, tmp_path, opset):
     assert within(figures, THRESHOLDS), figures
 
 
-def test_heads_in_turns_give_the_same(tiny, reference, tmp_path, monkeypatch):
+@pytest.mark.parametrize("window_mode", ["grouped", "folded"])
+def test_heads_in_turns_give_the_same(tiny, reference, tmp_path, monkeypatch, window_mode):
     """Full attention over many patches takes heads in turns; three of four heads leave an uneven rest."""
     patches = random_patches((140, 252))
     monkeypatch.setattr(vision, "MAX_SCORES", 3 * 4 * 180**2)
-    exported = export_vision(tiny, tmp_path, sizes=[(140, 252)])
+    exported = export_vision(tiny, tmp_path, sizes=[(140, 252)], window_mode=window_mode)
     names = [node.name for node in onnx.load(exported[0].path, load_external_data=False).graph.node]
     assert "blocks.1.attn.windows.0.softmax_1" in names
     figures = compare(reference.run(patches, (10, 18)), OnnxTower(exported[0].path)(patches))
     assert within(figures, THRESHOLDS), figures
+
+
+@pytest.mark.parametrize(("window_mode", "rank"), [("grouped", 4), ("folded", 3), ("unrolled", 3), ("dense", 4)])
+def test_axes_of_the_attention(tiny, tmp_path, window_mode, rank):
+    """What a form is for: how many axes the compiler sees in a product and in a softmax."""
+    exported = export_vision(tiny, tmp_path, sizes=[(308, 308)], window_mode=window_mode)
+    graph = onnx.load(exported[0].path, load_external_data=False).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    nodes = [node for node in graph.node if node.op_type in ("MatMul", "Softmax")]
+    assert {ranks[name] for node in nodes for name in (*node.input, *node.output)} == {rank}
+    windows = {"grouped": 3, "folded": 3, "unrolled": 9, "dense": 1}[window_mode]  # 3 x 3 windows of three sizes
+    assert len([node for node in nodes if node.name.startswith("blocks.0.") and node.op_type == "Softmax"]) == windows
 
 
 def test_input_and_output_are_the_contract(tiny, tmp_path):
@@ -86,6 +99,19 @@ def test_input_and_output_are_the_contract(tiny, tmp_path):
         assert read_metadata(model)["size"] == [308, 308]
 
 
+def test_the_graph_ends_on_its_last_gemm(tiny, tmp_path):
+    """Tokens are put into reading order before the merger's layers, not after them."""
+    for item in export_vision(tiny, tmp_path, sizes=[(140, 252)]):
+        nodes = onnx.load(item.path, load_external_data=False).graph.node
+        assert (nodes[-1].op_type, nodes[-1].name, list(nodes[-1].output)) == (
+            "Gemm",
+            "merger.mlp.2",
+            ["hidden_states_out"],
+        )
+        gathers = [node.name for node in nodes if "reading_order" in node.input]
+        assert gathers == ["merger.gather"]
+
+
 def test_names_follow_the_modules(tiny, tmp_path):
     exported = export_vision(tiny, tmp_path, sizes=[(308, 308)])
     nodes = {node.name: node for node in onnx.load(exported[0].path, load_external_data=False).graph.node}
@@ -95,10 +121,9 @@ def test_names_follow_the_modules(tiny, tmp_path):
         "blocks.2.attn.proj",
         "blocks.2.attn.windows.2.softmax",
         "blocks.3.mlp.down_proj",
-        "merger.mlp.2",
+        "merger.mlp.0",
     ):
         assert nodes[name].output[0] == name
-        assert name in nodes
     assert list(nodes["blocks.3.mlp.down_proj"].input[1:]) == [
         "blocks.3.mlp.down_proj.weight",
         "blocks.3.mlp.down_proj.bias",

@@ -31,6 +31,12 @@ def test_a_good_graph_passes_the_linter():
 
 ONES = np.ones((1, 4), np.float32)
 BAD = {
+    "must compute": tiny_model(helper.make_node("Transpose", ["x"], ["y"], name="bad", perm=[1, 0]), output=(4, 1)),
+    "be an initializer": tiny_model(
+        helper.make_node("Constant", [], ["c"], name="bad", value=numpy_helper.from_array(np.float32([[2.0]]))),
+        helper.make_node("Add", ["x", "c"], ["y"], name="add"),
+    ),
+    "two dimensions": tiny_model(helper.make_node("Add", ["x", "x"], ["y"], name="bad"), shape=(4,), output=(4,)),
     "operator list": tiny_model(helper.make_node("Einsum", ["x"], ["y"], name="bad", equation="ij->ij")),
     "reported broken": tiny_model(helper.make_node("Squeeze", ["x"], ["y"], name="bad")),
     "indices must": tiny_model(

@@ -124,11 +124,11 @@ def paths() -> dict[str, Case]:
     for name, command in inputs.items():
         for kind, path in NAMES.items():
             # An empty path is the current directory, as everywhere.
-            codes = {1, 2} if kind == "" else BAD
+            codes = {0, 1, 2} if kind == "" else BAD
             cases[f"{name}: {kind} name"] = Case(nothing, [path if word == "PATH" else word for word in command], codes)
         for kind in NO_FILES:
             swapped = ["odd" if word == "PATH" else word for word in command]
-            cases[f"{name}: {kind}"] = Case(replaced("odd", kind), swapped, BAD, "odd")
+            cases[f"{name}: {kind}"] = Case(replaced("odd", kind), swapped, {0, 1, 2} if kind == "directory" else BAD)
     for flag, command in (("--config", PREFLIGHT), ("--onnx", PREFLIGHT)):
         for kind in NO_FILES:
             cases[f"preflight {flag}: {kind}"] = Case(replaced("odd", kind), [*command, flag, "odd"], FAILED, "odd")

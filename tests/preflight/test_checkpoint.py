@@ -74,7 +74,7 @@ BROKEN_CHECKPOINTS = {
     "integers": (header(as_float8), {"checkpoint dtypes": "stored as I8"}),
     "GPTQ": (
         store_as("I32", (".qweight", ".qzeros", ".scales", ".g_idx")),
-        {"checkpoint storage": "GPTQ: 4 tensors are packed", "checkpoint index": "1 not where it says"},
+        {"checkpoint storage": "GPTQ: bits None, group_size None", "checkpoint index": "1 not where it says"},
     ),
     "AWQ": (
         store_as("I32", (".qweight", ".qzeros", ".scales")),
@@ -115,6 +115,35 @@ def test_broken_checkpoints(state, case):
     assert found.keys() == expected.keys()
     for name, words in expected.items():
         assert words in found[name]
+
+
+KNOWN = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer", "status", "words"),
+    [
+        (KNOWN, "model.layers.0.mlp.up_proj", "ok", "GPTQ: bits 4, group_size 128, desc_act False, sym True"),
+        (KNOWN | {"desc_act": True}, "model.layers.0.mlp.up_proj", "warning", "desc_act True"),
+        (KNOWN, "visual.blocks.0.mlp.up_proj", "failed", "the vision tower is packed, too"),
+        (KNOWN, None, "failed", "no matrix is packed"),
+    ],
+)
+def test_gptq_is_taken_where_the_tower_is_in_floating_point(state, settings, layer, status, words):
+    def pack(entries):
+        entry = entries.pop(f"{layer}.weight")
+        start, end = entry["data_offsets"]
+        places = {".qweight": (start, start + 4), ".scales": (start + 4, start + 8), ".qzeros": (start + 8, end)}
+        for suffix, (first, last) in places.items():
+            entries[layer + suffix] = {"dtype": "I32", "shape": [(last - first) // 4], "data_offsets": [first, last]}
+
+    if layer:
+        rewrite_header(state.checkpoint / SHARD, pack)
+    edit_json(state.checkpoint / "config.json", quantization_config=settings)
+    found = {check.name: check for check in checkpoint_checks(Checkpoint(state.checkpoint))}
+    assert (found["checkpoint storage"].status, words in found["checkpoint storage"].detail) == (status, True)
+    if layer and layer.startswith("model."):
+        assert found["checkpoint tensors"].status == "ok"  # everything else is checked as ever
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -241,9 +241,9 @@ def change_exact(fidelity, **figures):
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda report: change_exact(report, ratio=5.1),
-        lambda report: change_exact(report, typical_token_ratio=3.1),
-        lambda report: change_exact(report, worst_token_ratio=31),
+        lambda report: change_exact(report, typical_ratio=3.1),
+        lambda report: change_exact(report, typical_ratio=3.1),
+        lambda report: change_exact(report, token_ratio=1001),
         lambda report: report["graphs"][0].update(exact=None),
         lambda report: report["graphs"][0]["steps"][1].update(passed=False),
         lambda report: report["graphs"][0]["steps"][1].update(bound={"distance": 2, "limit": 1}, exact=None),

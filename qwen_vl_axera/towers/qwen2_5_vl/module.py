@@ -85,6 +85,8 @@ class QKV(nn.Module):
 class GroupAttention(nn.Module):
     """Attention within each of n windows of w patches; full attention is one window of all patches."""
 
+    head_axis = 1
+
     def __init__(self, group: WindowGroup, config: VisionConfig):
         super().__init__()
         self.group = group
@@ -98,8 +100,11 @@ class GroupAttention(nn.Module):
         q = q.reshape(split).permute(0, 2, 1, 3)  # (n, h, w, d)
         k = k.reshape(split).permute(0, 2, 3, 1)  # (n, h, d, w)
         v = v.reshape(split).permute(0, 2, 1, 3)  # (n, h, w, d)
-        y = self.attend(q, k, v, mask) if self.heads_at_once == self.heads else self.in_turns(q, k, v, mask)
-        return y.permute(0, 2, 1, 3).reshape(n * w, self.heads * self.head_dim)
+        return self.product(q, k, v, mask).permute(0, 2, 1, 3).reshape(n * w, self.heads * self.head_dim)
+
+    def product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """All heads at once, or in turns."""
+        return self.attend(q, k, v, mask) if self.heads_at_once == self.heads else self.in_turns(q, k, v, mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         scores = torch.matmul(q, k)  # (n, h, w, w)
@@ -110,17 +115,37 @@ class GroupAttention(nn.Module):
     def in_turns(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         full, rest = divmod(self.heads, self.heads_at_once)
         sizes = [self.heads_at_once] * full + [rest] * (rest > 0)
-        q, k, v = (x.split(sizes, 1) for x in (q, k, v))
-        return torch.cat([self.attend(q[i], k[i], v[i], mask) for i in range(len(sizes))], 1)
+        axis = self.head_axis
+        q, k, v = (x.split(sizes, axis) for x in (q, k, v))
+        return torch.cat([self.attend(q[i], k[i], v[i], mask) for i in range(len(sizes))], axis)
+
+
+class FoldedAttention(GroupAttention):
+    """The same with windows and heads on one batch axis: MatMul and Softmax see three axes, known to compile."""
+
+    head_axis = 0
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        n, w, h, d = self.group.count, self.group.size, self.heads, self.head_dim
+        if n == 1:
+            q = q.reshape(w, h, d).permute(1, 0, 2)  # (h, w, d)
+            k = k.reshape(w, h, d).permute(1, 2, 0)  # (h, d, w)
+            v = v.reshape(w, h, d).permute(1, 0, 2)  # (h, w, d)
+            return self.product(q, k, v, mask).permute(1, 0, 2).reshape(w, h * d)
+        q = q.reshape(n, w, h, d).permute(0, 2, 1, 3).reshape(n * h, w, d)
+        k = k.reshape(n, w, h, d).permute(0, 2, 3, 1).reshape(n * h, d, w)
+        v = v.reshape(n, w, h, d).permute(0, 2, 1, 3).reshape(n * h, w, d)
+        y = self.attend(q, k, v, mask).reshape(n, h, w, d)
+        return y.permute(0, 2, 1, 3).reshape(n * w, h * d)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: VisionConfig, groups: tuple[WindowGroup, ...]):
+    def __init__(self, config: VisionConfig, groups: tuple[WindowGroup, ...], form: type[GroupAttention]):
         super().__init__()
         self.halves = -1, config.num_heads, 2, config.head_dim // 2
         self.rows = [group.patches for group in groups]
         self.qkv = QKV(config.hidden_size)
-        self.windows = nn.ModuleList(GroupAttention(group, config) for group in groups)
+        self.windows = nn.ModuleList(form(group, config) for group in groups)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None) -> Tensor:
@@ -146,10 +171,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: VisionConfig, groups: tuple[WindowGroup, ...]):
+    def __init__(self, config: VisionConfig, groups: tuple[WindowGroup, ...], form: type[GroupAttention]):
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attn = Attention(config, groups)
+        self.attn = Attention(config, groups, form)
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
@@ -169,8 +194,10 @@ class Merger(nn.Module):
             nn.Linear(self.merged, self.merged), nn.GELU(), nn.Linear(self.merged, config.out_hidden_size)
         )
 
-    def forward(self, x: Tensor, tokens: int) -> Tensor:  # (S, C) -> (S/4, out_hidden)
-        return self.mlp(self.ln_q(x).reshape(tokens, self.merged))
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:  # (S, C) -> (S/4, out_hidden), rows as `order` says
+        quads = self.ln_q(x).reshape(-1, self.merged)
+        # Reordered here and not at the end: a graph that ends on moved data lost its 16 bits on a real card.
+        return self.mlp(quads.index_select(0, order))
 
 
 class VisionTower(nn.Module):
@@ -179,8 +206,9 @@ class VisionTower(nn.Module):
     Args:
         config: the tower's shape.
         layout: what the size fixes: order of patches, windows, rotary angles.
-        spec: what the graph is made for; its window modes are "grouped" (exact, no masks) and "dense" (one masked
-            product over all patches).
+        spec: what the graph is made for. Its window modes: "grouped" (a batch of windows and heads, four axes),
+            "folded" (windows and heads on one axis), "unrolled" (a product for each window), all exact and without
+            masks, and "dense" (one masked product over all patches).
     """
 
     def __init__(self, config: VisionConfig, layout: Layout, spec: GraphSpec):
@@ -194,8 +222,7 @@ class VisionTower(nn.Module):
             self.register_buffer("pixel_shift", torch.from_numpy(shift), persistent=False)
         self.register_buffer("window_order", torch.from_numpy(layout.order), persistent=False)
         self.register_buffer("reading_order", torch.from_numpy(layout.reverse), persistent=False)
-        dense = spec.window_mode == "dense"
-        if dense:
+        if spec.window_mode == "dense":
             same = layout.window_ids[:, None] == layout.window_ids[None, :]
             mask = np.where(same, 0.0, MASKED).astype(np.float32)[None, None]
             self.register_buffer("window_mask", torch.from_numpy(mask), persistent=False)  # (1, 1, S, S)
@@ -203,11 +230,19 @@ class VisionTower(nn.Module):
             self.window_mask = None
 
         everything = (WindowGroup(1, layout.num_patches),)
-        windows = everything if dense else layout.groups
+        windows = {
+            "grouped": layout.groups,
+            "folded": layout.groups,
+            "unrolled": tuple(WindowGroup(1, group.size) for group in layout.groups for _ in range(group.count)),
+            "dense": everything,
+        }[spec.window_mode]
+        kinds = {number in config.fullatt_block_indexes: number for number in reversed(range(config.depth))}
+        self.numbers = sorted(kinds.values()) if spec.probe else range(config.depth)  # a probe has the first of each
+        form = FoldedAttention if spec.window_mode in ("folded", "unrolled") else GroupAttention
         self.patch_embed = PatchEmbed(config, bias=spec.input == "pixels")
         self.rotary = Rotary(layout)
         self.blocks = nn.ModuleList(
-            Block(config, everything if number in config.fullatt_block_indexes else windows)
+            Block(config, everything if number in config.fullatt_block_indexes else windows, form)
             for number in range(config.depth)
         )
         self.merger = Merger(config)
@@ -232,6 +267,7 @@ class VisionTower(nn.Module):
         if self.normalize:
             x = x * self.pixel_scale + self.pixel_shift
         x = self.patch_embed(x)
-        for number, block in enumerate(self.blocks):
-            x = block(x, self.rotary, None if number in self.config.fullatt_block_indexes else self.window_mask)
-        return self.merger(x, tokens).index_select(0, self.reading_order)
+        for number in self.numbers:
+            mask = None if number in self.config.fullatt_block_indexes else self.window_mask
+            x = self.blocks[number](x, self.rotary, mask)
+        return self.merger(x, self.reading_order)

@@ -1,0 +1,193 @@
+"""`quantization.json`: what a preview found. Cosines and errors are of merged tokens against the float network."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from qwen_vl_axera.contract import QUANTIZATION
+from qwen_vl_axera.files import read_record
+from qwen_vl_axera.record import Amount, Count, Positive, Text, record
+
+MADE_BY = "preview_quantization.py"
+
+Cosine = Annotated[float, Field(ge=-1.000001, le=1.000001)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@record
+class Assumption:
+    """A rule of the simulation and how it is known: measured, compiled, the manual's, the vendor's, or inferred."""
+
+    grade: Literal["M", "C", "D", "A", "inf"]
+    rule: Text
+
+
+@record
+class Step:
+    """One evaluated step; `token_cosines` in reading order, for a map over the frame."""
+
+    mean_token_cosine: Cosine
+    min_token_cosine: Cosine
+    centred_cosine: Cosine
+    relative_error: Amount
+    token_cosines: list[Cosine]
+
+
+@record
+class Block:
+    """What a block hands on: the residual stream after it, over its patches."""
+
+    block: Count
+    mean_token_cosine: Cosine
+    min_token_cosine: Cosine
+    centred_cosine: Cosine
+    relative_error: Amount
+
+
+@record
+class Clipped:
+    """Values beyond the calibrated range: the share of all, and the tensors with the largest shares."""
+
+    share: Share
+    worst: dict[str, Share]
+
+
+@record
+class Setting:
+    """One simulated configuration.
+
+    Attributes:
+        name: of the setting.
+        config: `quant.layer_configs`; None: weights in S8 and nothing else.
+        mac8: share of multiply-accumulates with 8-bit activations.
+        border_bytes: of one step, written in another width than that of the operator that writes them.
+        notes: what the configuration says and the compiler is believed not to do.
+        relative_time: estimated bounds, relative to all at 16 bits.
+    """
+
+    name: Text
+    config: list[dict[str, Any]] | None
+    mac8: Share | None
+    border_bytes: Count | None
+    mean_token_cosine: Cosine
+    min_token_cosine: Cosine
+    centred_cosine: Cosine
+    relative_error: Amount
+    clipped: Clipped
+    steps: list[Step]
+    blocks: list[Block]
+    notes: list[Text]
+    relative_time: tuple[Amount, Amount] | None = None
+
+
+@record
+class MassiveTokens:
+    """After a block: the share of massive tokens, and the largest one's ratio to the median."""
+
+    block: Count
+    share: Share
+    ratio: Amount
+
+
+@record
+class OutlierChannels:
+    """After a block: how many channels stand out, and the largest one's ratio to the median."""
+
+    block: Count
+    channels: Count
+    ratio: Amount
+
+
+@record
+class Spike:
+    """A down_proj's input: its largest value, and that to its root mean square."""
+
+    layer: Text
+    largest: Amount
+    ratio: Amount
+
+
+@record
+class LostMass:
+    """A softmax at 8 bits: the mass that rounds to zero, and the share of such entries."""
+
+    layer: Text
+    lost_mass: Share
+    zeros: Share
+
+
+@record
+class Finding:
+    """Something hard to quantise, and what follows."""
+
+    finding: Text
+    remedy: Text
+
+
+@record
+class CensusFound:
+    """The activations on the evaluation frames."""
+
+    massive_tokens: list[MassiveTokens]
+    outlier_channels: list[OutlierChannels]
+    spikes: list[Spike]
+    softmax: list[LostMass]
+    findings: list[Finding]
+
+
+@record
+class Sensitivity:
+    """Layers that read one tensor: what a token loses when they alone have 8 bits, and their arithmetic."""
+
+    layers: list[Text]
+    damage: float
+    macs: Positive
+
+
+@record
+class Searched:
+    """The search: its target, whether it holds, the Gemms at 16 bits, and every group, the costliest first."""
+
+    target_loss: Share
+    reached: bool
+    wide: list[Text]
+    sensitivity: list[Sensitivity]
+
+
+@record
+class Quantization:
+    """`quantization.json`.
+
+    Attributes:
+        assumptions: what the simulation takes for granted.
+        graph: the file simulated.
+        calibration: archive and number of samples.
+        evaluation: clips, their steps, and how many of them were simulated.
+        floor: weights in S8 alone.
+        settings: the vendor's recipe, those given, and some to compare with.
+        census: of the activations.
+        notes: what to know about this run.
+        search: with --search.
+        text: with --generate: [{"clip", "prompt", "answers": {setting: {"text", "equal"}}}].
+    """
+
+    assumptions: list[Assumption]
+    graph: Text
+    calibration: dict[str, Any]
+    evaluation: dict[str, Any]
+    floor: Setting
+    settings: list[Setting]
+    census: CensusFound
+    notes: list[Text]
+    search: Searched | None = None
+    text: list[dict[str, Any]] | None = None
+
+
+def read_quantization(workdir: Path) -> Quantization:
+    """What the last preview in a work directory found.
+
+    Raises:
+        InputError: none has run there, or the file is not what it writes.
+    """
+    return read_record(Path(workdir) / QUANTIZATION, Quantization, MADE_BY)
