@@ -36,7 +36,8 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
 
     if method := checkpoint.config.quantization:
         raise InputError(
-            f"{checkpoint.directory}: the language model is stored with {method}, which is not run here; do without text"
+            f"{checkpoint.directory}: the language model is stored with {method}, which transformers does not run "
+            "here; do without text"
         )
     checkpoint.check_counts()
     expected = text_tensors(checkpoint.config.text)

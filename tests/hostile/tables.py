@@ -237,7 +237,7 @@ def configurations() -> dict[str, Case]:
         for field in TEXT_FIELDS:
             damage = changed("ckpt/config.json", field, value=value)
             cases[f"{field} {name}: export"] = Case(damage, EXPORT, {0, 1, 2})
-            cases[f"{field} {name}: preflight"] = Case(damage, PREFLIGHT, {1, 2})
+            cases[f"{field} {name}: preflight"] = Case(damage, PREFLIGHT, {0, 1, 2})
     return cases
 
 
