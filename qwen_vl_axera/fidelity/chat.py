@@ -66,6 +66,8 @@ def load_tokenizer(directory: Path):
             read_json(path)
         elif path.suffix in TOKENIZER_FILES:
             read_bytes(path)
+    if (directory / "config.json").exists():
+        Checkpoint(directory).check_counts()  # transformers makes a list of its layers, however many
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
