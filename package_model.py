@@ -30,6 +30,8 @@ def check(directory: Path, require_complete: bool = False) -> int:
     """Compares a directory with its manifest.json; prints what differs. Returns 0, 1 (differs) or 2 (no manifest)."""
     path = directory / "manifest.json"
     try:
+        if not path.is_file():
+            raise OSError("no such file" if not path.exists() else "no regular file")
         manifest = json.loads(path.read_bytes().decode("utf-8"))
         entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
         missing = [str(name) for name in manifest["missing"]]
@@ -41,8 +43,8 @@ def check(directory: Path, require_complete: bool = False) -> int:
             if type(size) is not int or not isinstance(digest, str):
                 raise ValueError(f"the entry of {name!r} is malformed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
-        print(f"error: {path}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: {str(path)!a}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
         return 2
     problems = [problem for entry in entries if (problem := _problem(directory, *entry))]
     if not entries:

@@ -434,7 +434,13 @@ class _Parser(argparse.ArgumentParser):
     """As that of `qwen_vl_axera.cli`, which the board does not have: one line for an error, without the usage."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, _line(f"{self.prog}: error: {message} (--help lists the flags)") + "\n")
+
+
+def _line(text: object) -> str:
+    """A message as one line that is safe to show, whatever file names are in it."""
+    spaced = " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in spaced)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -452,16 +458,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         shape = frame_shape(_read(args.images[0]))
         size = tuple(args.size) if args.size else automatic_size(*shape, max_pixels=args.max_pixels)
+        _check_memory(len(args.images), *size)
         patches = frames_to_patches((_read(path) for path in args.images), size)
         _write(args.output, patches)
+    except MemoryError:
+        print(f"error: not enough memory for {args.size or 'these pictures'}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     steps, rows = patches.shape[:2]
-    print(f"{args.output}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}")
+    print(f"{_line(args.output)}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}")
     return 0
+
+
+def _check_memory(count: int, height: int, width: int) -> None:
+    """Refuses a size of which the frames in work and the patches would take more than half of the memory."""
+    in_work = TEMPORAL_PATCH_SIZE * ((os.cpu_count() or 1) + 2)
+    needed = (count + in_work) * CHANNELS * height * width
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory / 2:
+        raise ValueError(
+            f"{count} frames of {height}x{width} take {needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB of memory: "
+            "take fewer, or a smaller size"
+        )
 
 
 def _read(path: Path) -> Image.Image:
@@ -476,7 +498,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    if path.exists() and not path.is_file():
+    if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path}: would be replaced, expected a file or nothing")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
     try:

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
     from qwen_vl_axera.files import write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
+    from qwen_vl_axera.oracle.record import read_capture
 
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
+    read_capture(clip_dir)
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report, tokens = verify(

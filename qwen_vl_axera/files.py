@@ -168,6 +168,8 @@ def _explain(error: Any) -> str:
         return f"{where} is not known"
     if first["type"] == "value_error":
         return f"{where}: {first['ctx']['error']}" if where else str(first["ctx"]["error"])
+    if first["type"] == "json_invalid":
+        return f"not readable as JSON ({first['ctx']['error']})"
     message = first["msg"].removeprefix("Input ")
     found = "" if isinstance(first["input"], dict | list) else f", found {reprlib.repr(first['input'])}"
     return f"{where or 'its top'} {message[0].lower()}{message[1:]}{found}"
@@ -262,9 +264,16 @@ def check_out(checkpoint: Path, directory: Path) -> None:
     Raises:
         InputError: it does, or something else than a directory has the name.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: expected a directory, found {doors.kind_of(os.stat(directory).st_mode)}")
-    place, source = directory.resolve(), checkpoint.resolve()
+    try:
+        place, source = Path(os.path.realpath(directory)), Path(os.path.realpath(checkpoint))
+        found = "" if directory.is_dir() else doors.kind_of(os.stat(directory).st_mode)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno != errno.ENOENT:
+            reason = getattr(error, "strerror", None) or "no file name"
+            raise InputError(f"{directory}: no directory can be made there ({reason})") from None
+        found = ""
+    if found:
+        raise InputError(f"{directory}: expected a directory, found {found}")
     if place.is_relative_to(source):
         where = "this is the checkpoint itself" if place == source else f"this is within the checkpoint {checkpoint}"
         raise InputError(f"{directory}: {where}; give it a place of its own")

@@ -83,6 +83,10 @@ def make_calibration_set(
     """
     # A link is kept: the set that it leads to is replaced.
     target = Path(workdir) / CALIB
+    if target.is_symlink() and not target.is_dir():
+        raise InputError(
+            f"{target}: expected a directory or a link to one, found a link to something else; move it away"
+        )
     target = target.resolve() if target.is_symlink() else target
     repair_swap(target)
     check_replaceable(target)

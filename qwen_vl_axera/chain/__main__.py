@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = read_variables()
     if args.task == "flags":
         found = length_flags(values) if args.what == "lengths" else extra_flags(values, args.what)
-        print(*found, sep="\0", end="\0" if found else "")
+        # For a shell, which splits at NUL: a terminal would be shown escapes.
+        sys.stdout.buffer.write(b"".join(word.encode() + b"\0" for word in found))
         return cli.EXIT_OK
     if args.task == "form":
         print(probed_form(args.workdir))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import InputError
 
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|/\*.*?\*/|#[^\n]*|[{}\[\]:,]|[^\s{}\[\]:,"/#]+|\S', re.DOTALL)
@@ -24,12 +25,7 @@ def read_strict(path: Path) -> Any:
     Raises:
         InputError: it is missing, unreadable or not strictly JSON; the message names the line.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: not readable ({error.strerror})") from None
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

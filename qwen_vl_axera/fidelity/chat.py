@@ -19,7 +19,7 @@ from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
-from qwen_vl_axera.fidelity.template import render
+from qwen_vl_axera.fidelity.template import TemplateError, render
 from qwen_vl_axera.files import read_json
 
 TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json
@@ -66,12 +66,14 @@ def load_tokenizer(directory: Path):
             read_json(path)
         elif path.suffix in TOKENIZER_FILES:
             read_bytes(path)
+    if (directory / "config.json").exists():
+        Checkpoint(directory).check_counts()  # transformers makes a list of its layers, however many
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise InputError(f"{directory}: the tokenizer does not load: {str(error)[:200]}") from None
     tokenizer.chat_template = processor_template(directory) or tokenizer.chat_template
-    if not isinstance(tokenizer.chat_template, str):
+    if not isinstance(tokenizer.chat_template, str) or not tokenizer.chat_template:
         raise InputError(f"{directory}: no chat template; copy the released chat_template.json beside the weights")
     return tokenizer
 
@@ -104,7 +106,13 @@ def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) 
     content = [{"type": "video"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}
-    rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
+    try:
+        rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
+    except TemplateError as error:  # whatever a template does with a list of parts that it does not expect
+        raise InputError(
+            "the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
+            f"({error}); copy the released chat_template.json beside the weights"
+        ) from None
     ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
     pads = np.flatnonzero(ids == config.video_token_id)
     if len(pads) != 1:
@@ -159,11 +167,6 @@ class LanguageModel:
         checkpoint = Checkpoint(directory)
         self.config, self.device = checkpoint.config, device
         self.tokenizer = load_tokenizer(directory)
-        if method := self.config.quantization:
-            raise InputError(
-                f"{directory}: the language model is stored with {method}, which transformers does not run here "
-                "(its weights are packed); do without text"
-            )
         self.stop_ids = stop_ids(checkpoint.directory, self.tokenizer)
         self.model = load_language_model(checkpoint, dtype, device)
 

@@ -34,6 +34,11 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
     """
     import torch
 
+    if method := checkpoint.config.quantization:
+        raise InputError(
+            f"{checkpoint.directory}: the language model is stored with {method}, which transformers does not run "
+            "here; do without text"
+        )
     checkpoint.check_counts()
     expected = text_tensors(checkpoint.config.text)
     checkpoint.check_shapes(expected)

@@ -19,6 +19,10 @@ SECONDS, MEMORY, LONGEST = 10, 1 << 30, 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class TemplateError(Exception):
+    """The template itself refuses its variables."""
+
+
 def render(template: str, variables: dict[str, Any], path: Path) -> str:
     """What a chat template makes of its variables.
 
@@ -28,7 +32,8 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
         path: where the template is from, for messages.
 
     Raises:
-        InputError: it fails, or takes more time, memory or room than any real one.
+        InputError: it takes more time or memory than any real one.
+        TemplateError: it fails, or renders more than any prompt.
     """
     asked = json.dumps({"template": template, "variables": variables})
     argv = [sys.executable, "-m", "qwen_vl_axera.fidelity.template"]
@@ -39,13 +44,10 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
     if done.returncode < 0:
         raise InputError(f"{path}: its chat template does not end within {SECONDS} s of work")
     said = done.stdout.decode("utf-8", "replace")
-    if done.returncode and said.startswith("TypeError"):  # a list of parts where it expects a string
-        raise InputError(
-            f"{path}: its chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
-            f"({said[:200]}); copy the released chat_template.json beside the weights"
-        )
+    if done.returncode and (not said or said.startswith("MemoryError")):
+        raise InputError(f"{path}: its chat template takes more than {MEMORY >> 20} MB")
     if done.returncode:
-        raise InputError(f"{path}: its chat template does not render ({said[:200] or 'not enough memory'})")
+        raise TemplateError(said[:200])
     return json.loads(said)
 
 

@@ -198,7 +198,7 @@ class Preflight:
         from qwen_vl_axera.fidelity.chat import prompt_token_count
 
         plan = self.plan
-        if not (self.workdir / CAPTURE).is_file():
+        if not os.path.lexists(self.workdir / CAPTURE):
             remedy = "run run_video_by_sec.py CKPT --video PATH"
             yield Check("prompt", "warning", f"not counted: no {CAPTURE} says how long the clip is", remedy)
             return

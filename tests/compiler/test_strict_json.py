@@ -58,7 +58,7 @@ def test_strict_json_reads_whatever_python_writes(value, ascii_only):
 def test_files_that_are_no_text(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_strict(tmp_path / "none.json")
-    with pytest.raises(InputError, match="not readable"):
+    with pytest.raises(InputError, match="found a directory"):
         read_strict(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe{\x00}\x00")
     with pytest.raises(InputError, match="UTF-8"):
