@@ -65,6 +65,8 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
         low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
         if known and values.shape == (1, 3, num_patches(*size), 392):
             thumbnails.append(thumbnail(as_pixels(values), size))
+        elif known:
+            break  # of another size than the graph: said by `archive_checks`, and no more of it is read
     if not count:
         raise InputError(f"{path}: holds no sample")
     if len(shapes) > 1:
