@@ -124,7 +124,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
         ('"name": "a"', '"name": "a", "name": "b"', "'name' is given twice"),
         ('"name": "a",', "", "parts[0].name is missing"),
         ('"name": "a"', '"name": "a", "nmae": "b"', "parts[0].nmae is not known"),
-        ('"a"', '"\\ud800"', "invalid JSON"),
+        ('"a"', '"\\ud800"', "not readable as JSON"),
         ('"count": 2', '"count": 3', "count is 3, there are 2 parts"),
         ('"count": 2', f'"count": {10**300}', "count should be less"),
         (GOOD, "[]", "should be an object"),
