@@ -12,6 +12,7 @@ if ! "$VENV/bin/python" "$ROOT/qwen_vl_axera/chain/requirements.py" "$ROOT/requi
     "$VENV/bin/python" -m pip install --quiet -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt"
 fi
 cd -- "$ROOT"
-# One worker a core, one thread a worker: most tests start processes and wait for imports.
+# One worker a core, one thread a worker: most tests start processes and wait for imports. Files in their own order:
+# those with the most tests first would leave the few slow ones of the chain to one worker at the end.
 export OMP_NUM_THREADS=1
-exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
