@@ -249,18 +249,6 @@ def tables(study: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    from qwen_vl_axera.errors import InputError
-    from qwen_vl_axera.files import atomic_write
-
-    document = path.read_text(encoding="utf-8")
-    if document.count(BEGIN) != 1 or document.count(END) != 1:
-        raise InputError(f"{path}: expected one {BEGIN} and one {END}")
-    head, rest = document.split(BEGIN)
-    with atomic_write(path, "w") as file:
-        file.write(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def build_parser():
     parser = cli.parser(__doc__)
     parser.add_argument("--clips", type=cli.positive, default=256, metavar="N", help="default: 256")
@@ -291,7 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         write_json(args.output, study)
     if args.docs:
-        write_between_markers(args.docs, tables(study))
+        from bench.render import rewrite_section
+
+        rewrite_section(args.docs, tables(study), BEGIN, END)
     print(tables(study))
     return cli.EXIT_OK
 

@@ -282,16 +282,16 @@ def conditions(values: dict[str, Any], language: str = "en") -> str:
     )
 
 
-def rewrite_section(path: Path, text: str) -> None:
-    """Replaces what stands between the markers of a document.
+def rewrite_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Replaces what stands between two markers of a document, each on a line of its own.
 
     Raises:
         InputError: the document does not hold both markers, once each and in order.
     """
     document = Path(path).read_text(encoding="utf-8")
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before or END in after:
-        raise InputError(f"{path}: expected {BEGIN} and {END} once each, in this order")
+    before, first, rest = document.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last or begin in rest or end in before or end in after:
+        raise InputError(f"{path}: expected one {begin} and one {end}, once each, in this order")
     with atomic_write(path, "w") as file:
-        file.write(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        file.write(f"{before}{begin}\n{text}\n{end}{after}")

@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.render import rewrite_section
+from qwen_vl_axera import cli
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.fidelity.gate import find_graphs, judge_graphs, open_clip
 from qwen_vl_axera.fidelity.truth import keeps
-from qwen_vl_axera.files import atomic_write
 from tests.subtle import SUBTLE, idle_block, plant
 
 BEGIN, END = "<!-- subtle:begin -->", "<!-- subtle:end -->"
@@ -57,20 +58,6 @@ def table(columns: dict[str, dict[str, dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_between(path: Path, begin: str, end: str, text: str) -> None:
-    """Replaces what a file holds between two marks.
-
-    Raises:
-        SystemExit: it does not hold each of them once.
-    """
-    content = path.read_text(encoding="utf-8")
-    if content.count(begin) != 1 or content.count(end) != 1:
-        raise SystemExit(f"{path}: expected the marks {begin} and {end} once each")
-    head, rest = content.split(begin)
-    with atomic_write(path, "w") as file:
-        file.write(f"{head}{begin}\n{text}{end}{rest.split(end)[1]}")
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--on", nargs=2, type=Path, action="append", required=True, metavar=("CKPT", "WORKDIR"))
@@ -83,10 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     text = table(columns)
     print(text)
     if args.write:
-        write_between(args.write, BEGIN, END, text)
+        rewrite_section(args.write, text.rstrip("\n"), BEGIN, END)
     right = (entry["passed"] == (mistake == NONE) for entries in columns.values() for mistake, entry in entries.items())
     return 0 if all(right) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

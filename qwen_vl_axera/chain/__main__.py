@@ -23,7 +23,6 @@ from pathlib import Path
 from qwen_vl_axera import cli
 from qwen_vl_axera.chain.steps import NAMES, Place, declared
 from qwen_vl_axera.chain.variables import (
-    Directories,
     check_directories,
     extra_flags,
     length_flags,
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cli.EXIT_OK
     place = Place(args.ckpt, args.workdir, args.out, args.videos, args.config, values["PREFILL_LEN"])
     if args.task == "check":
-        check_directories(Directories(args.ckpt, args.workdir, args.out), args.videos)
+        check_directories(place)
         if not args.config.is_file():
             raise InputError(f"CONFIG={args.config}: no such file")
         if args.make:

@@ -7,10 +7,10 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_vl_axera.chain.steps import Place
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
 from qwen_vl_axera.contract import (
     ANSWER,
@@ -118,15 +118,6 @@ VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Directories:
-    """Where a run reads and writes."""
-
-    checkpoint: Path
-    workdir: Path
-    out: Path
-
-
 def read_variables(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The variables' values. An empty one counts as not set.
 
@@ -169,7 +160,7 @@ def extra_flags(values: Mapping[str, Any], name: str) -> list[str]:
     return [f"--extra={word}" for word in values[name]]
 
 
-def check_directories(place: Directories, videos: Sequence[Path]) -> None:
+def check_directories(place: Place) -> None:
     """That what is read is there, and that nothing is written into it.
 
     Raises:
@@ -183,10 +174,10 @@ def check_directories(place: Directories, videos: Sequence[Path]) -> None:
             raise InputError(f"{name}={path}: expected a directory, found a file")
         if path.resolve().is_relative_to(checkpoint):
             raise InputError(f"{name}={path} lies in the checkpoint {place.checkpoint}: give it a place of its own")
-        for video in videos:
+        for video in place.videos:
             if video.is_dir() and path.resolve().is_relative_to(video.resolve()):
                 raise InputError(f"{name}={path} lies in the input {video}: give it a place of its own")
-    for video in videos:
+    for video in place.videos:
         if not video.exists():
             raise InputError(f"{video}: no such file or directory")
 

@@ -94,9 +94,6 @@ class Network:
         outputs = nodes[-1].output
         return Operator(nodes[-1].name, op_type, tuple(dict.fromkeys(read)), tuple(outputs), tuple(nodes))
 
-    def is_constant(self, name: str) -> bool:
-        return name in self._initializers
-
     def constant(self, name: str) -> np.ndarray:
         """A weight or another constant; those in the data file are mapped, not read.
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bench import quantization_study as study
+from bench.render import rewrite_section
 from bench.witnesses import make_witness, pca_rotation, random_rotation
 from demo import evaluation
 from demo import network as demo_network
@@ -54,8 +55,8 @@ def test_a_rotated_checkpoint_computes_the_same(tmp_path):
 def test_a_document_keeps_what_is_around_its_tables(tmp_path):
     document = tmp_path / "x.md"
     document.write_text(f"before\n{study.BEGIN}\nold\n{study.END}\nafter\n")
-    study.write_between_markers(document, "new")
+    rewrite_section(document, "new", study.BEGIN, study.END)
     assert document.read_text() == f"before\n{study.BEGIN}\nnew\n{study.END}\nafter\n"
     document.write_text("nothing")
     with pytest.raises(InputError, match="expected one"):
-        study.write_between_markers(document, "new")
+        rewrite_section(document, "new", study.BEGIN, study.END)

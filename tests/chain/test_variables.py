@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen_vl_axera.chain.steps import Place
 from qwen_vl_axera.chain.variables import (
     VARIABLES,
-    Directories,
     check_directories,
     extra_flags,
     length_flags,
@@ -18,6 +18,8 @@ from qwen_vl_axera.chain.variables import (
 )
 from qwen_vl_axera.errors import InputError
 from tests.conftest import ROOT
+
+CONFIG = ROOT / "config_video.json"
 
 
 def test_defaults_are_the_documented_commands():
@@ -97,9 +99,9 @@ def test_every_variable_is_in_the_help():
 def test_places_that_would_damage_what_is_read(tiny_dir, frames_dir, tmp_path):
     def refused(words, workdir=tmp_path, out=tmp_path / "out", videos=(frames_dir,), checkpoint=tiny_dir):
         with pytest.raises(InputError, match=words):
-            check_directories(Directories(checkpoint, workdir, out), videos)
+            check_directories(Place(checkpoint, workdir, out, videos, CONFIG, 512))
 
-    check_directories(Directories(tiny_dir, tmp_path, tmp_path / "out"), [frames_dir])
+    check_directories(Place(tiny_dir, tmp_path, tmp_path / "out", [frames_dir], CONFIG, 512))
     refused("OUT=.* lies in the checkpoint", out=tiny_dir)
     refused("OUT=.* lies in the checkpoint", out=tiny_dir / "out")
     refused("WORKDIR=.* lies in the checkpoint", workdir=tiny_dir)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.render import rewrite_section
 from demo.clips import PROMPTS, answer, make_clip, render
 from preprocess import patchify
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
@@ -26,7 +27,6 @@ from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import ROOT
 from tests.planted import MISTAKES, Case, nothing
-from tests.subtle_table import write_between
 
 MODEL = ROOT / "assets" / "demo_model"
 SIZE = (168, 168)
@@ -129,7 +129,7 @@ def outcomes(bench):
     text = table(rows)
     print("\n" + text)
     if target := os.environ.get("PLANTED_TABLE"):
-        write_between(Path(target), "<!-- classic:begin -->", "<!-- classic:end -->", text)
+        rewrite_section(Path(target), text.rstrip("\n"), "<!-- classic:begin -->", "<!-- classic:end -->")
 
 
 def table(rows: dict[str, tuple]) -> str:
