@@ -16,7 +16,7 @@ from qwen_vl_axera.errors import CheckFailed
 
 QUIET = 300  # seconds of silence after which a user should know that the tool still runs
 GRACE = 10  # seconds from SIGTERM to SIGKILL
-LINGER = 5  # seconds for the streams of a tool that has ended: what it left running may hold them for ever
+LINGER = 2  # seconds for the streams of a tool that has ended: what it left running may hold them for ever
 TICK = 0.5  # seconds between two looks at a silent tool
 PIECE = 1 << 16  # bytes read at a time; of a line without end, as many characters are kept
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
