@@ -21,6 +21,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     has_llm_build2,
     llm_build_command,
     run_command,
+    version,
     version_command,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"+ {command.line()}", file=sys.stderr)
         if args.step == "build":  # an earlier build's record must not be taken for this one's
             (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
+        if args.step == "version":  # a question: its answer is bounded
+            print(version(tool))
+            return cli.EXIT_OK
         execute(command)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]
