@@ -91,7 +91,7 @@ def make_calibration_set(
     repair_swap(target)
     check_replaceable(target)
     check_memory(SAMPLE_BYTES * num_patches(*size), f"a sample of {size[0]}x{size[1]}")
-    building, lock = temporary_directory(target)
+    building, lock = temporary_directory(target.parent, f"{target.name}.tmp-")
     try:
         samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:
