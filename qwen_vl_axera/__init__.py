@@ -14,7 +14,7 @@
     chain         the steps of export_video.sh: what they read and write, what is up to date
     report        report.html
     quantization  what 8 and 16 bits cost: the compiled tower, simulated
-    cli  doors  errors  files  progress  record  swap
+    cli  doors  errors  files  memory  progress  record  swap
 
 Arrows point one way, from below to above in this list; scripts import the library, and nothing imports a script except
 `preprocess.py`, which the board runs, too.
