@@ -74,7 +74,8 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
         if found is None:
             raise CheckFailed(f"{step.name}: the command ended well but did not make {output}")
         known = stamp and stamp["parts"] == parts and stamp["outputs"].get(printable(output)) == found
-        if before[output] == identity(output) and not known and step.compiler != "run":
+        left = before[output] == identity(output) and output not in step.keeps
+        if left and not known and step.compiler != "run":
             raise CheckFailed(f"{step.name}: the command ended well but left {output} as it was before")
     data = data_parts(step)
     if changed := differences({key: parts[key] for key in data}, data):

@@ -84,6 +84,7 @@ class Step:
         name: its own.
         reads: files and directories.
         writes: files and directories; they must be there and new when it has ended.
+        keeps: those of `writes` that may stay as they are: the command compares them, byte by byte, before it writes.
         checkpoint: read as a whole, or None.
         compiler: what counts besides data: "" its own code; "asked" also the compiler's version; "run" nothing but
             the compiler's version and command line, whose outputs no line of ours can change.
@@ -95,6 +96,7 @@ class Step:
     checkpoint: Path | None = None
     compiler: str = ""
     command: Sequence[str] = field(default=())
+    keeps: Sequence[Path] = ()
 
 
 NAMES = ("capture", "export", "fidelity", "calibration", "npu-probe", "npu-vision", "npu-fidelity", "npu-language")
@@ -119,7 +121,8 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
         case "capture":
             return Step(name, place.videos[:1], capture, checkpoint, command=command)
         case "export":
-            return Step(name, [*work(CAPTURE), *layout], work(graph, uint8, weights), checkpoint, command=command)
+            writes, kept = work(graph, uint8, weights), work(weights)
+            return Step(name, [*work(CAPTURE), *layout], writes, checkpoint, command=command, keeps=kept)
         case "fidelity":
             reads = work(CAPTURE, PIXELS, ORACLE, EXACT, graph, uint8, weights)
             return Step(name, reads, work(FIDELITY, FIDELITY_TOKENS), checkpoint, command=command)

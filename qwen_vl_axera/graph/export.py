@@ -84,7 +84,7 @@ def export_vision(
             stage.advance(len(models[spec].graph.node))
 
     # Weights first: a graph file never refers to data that is not there yet.
-    data.write(workdir, tower.weights(checkpoint, config, floats[0].input))
+    data.write(workdir, lambda: tower.weights(checkpoint, config, floats[0].input))
     for spec, model in models.items():
         write_graph(model, workdir / names[spec])
     return [ExportedGraph(workdir / name, spec, statistics(models[spec])) for spec, name in names.items()]
@@ -112,7 +112,7 @@ def describe(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Any]:
 
 
 def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -> None:
-    """Keeps graphs of an earlier export that use the data file about to be replaced.
+    """Keeps graphs of an earlier export that use the data file about to be replaced; a probe is soon made again.
 
     Raises:
         InputError: one of them was exported with another `--input`, whose weights are different ones.
@@ -121,7 +121,8 @@ def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -
 
     for path in sorted(workdir.iterdir()):
         ours = path.name.startswith(f"{name}_vision") and path.suffix == ".onnx" and path.name not in written
-        if ours and read_metadata(load_graph(path)).get("input", input) != input:
+        metadata = read_metadata(load_graph(path)) if ours else {}
+        if not metadata.get("probe") and metadata.get("input", input) != input:
             raise InputError(
                 f"{path} was exported with another --input and shares {data_file(name)}: use the same "
                 "--input, another --workdir, or delete it"
