@@ -54,7 +54,8 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
         _say(f"{step.name}: up to date")
         summarise(summary, step, stamp, skipped=True)
         return 0
-    existing = next((output for output in step.writes if os.path.lexists(output)), None)
+    replaced = (output for output in step.writes if output not in step.keeps)
+    existing = next(filter(os.path.lexists, replaced), None)
     if mode == "resume":
         _say(f"{step.name}: {reason}")
     elif mode == "run" and existing and reason:

@@ -11,7 +11,7 @@ from preprocess import MEAN, STD, check_size
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, GraphSpec, data_file
+from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, PICTURES, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
 
@@ -72,8 +72,7 @@ def export_vision(
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
     specs += [replace(spec, probe=True) for spec in specs] * probe
-    if mode == "video":
-        check_capture(workdir, layouts)
+    check_capture(workdir / PICTURES if mode == "image" else workdir, layouts)
     names = {spec: f"{spec.stem(checkpoint.name, sized=len(sizes) > 1)}.onnx" for spec in specs}
     check_shared_data(workdir, checkpoint.name, set(names.values()), floats[0].input)
 
