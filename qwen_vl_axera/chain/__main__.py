@@ -126,7 +126,7 @@ def probed_form(workdir: Path) -> str:
     """The form that probe.json chose, so that a run which comes after it does not export twice."""
     if (workdir / PROBE).is_file():
         with suppress(InputError, ImportError):  # no environment yet: a dry run
-            from qwen_vl_axera.compiler.record import read_probe
+            from qwen_vl_axera.probe.record import read_probe
 
             return read_probe(workdir).form or WINDOW_MODES[0]
     return WINDOW_MODES[0]
