@@ -8,6 +8,7 @@ without after all are taken out again, so that every layer named is needed.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, write_json
-from qwen_vl_axera.quantization.execution import BATCH, Execution, batches
+from qwen_vl_axera.quantization.execution import Execution, batches
 from qwen_vl_axera.quantization.losses import damage
 from qwen_vl_axera.quantization.network import Network, Operator
 from qwen_vl_axera.quantization.plan import EVERY_TENSOR, FLOAT, Plan, uniform
@@ -25,7 +26,7 @@ from qwen_vl_axera.quantization.simulation import Simulation
 TARGET_LOSS = 0.005
 PROGRESS_FILE = "quantization_search.json"
 TRIED = 24  # layers without which the target is tried, at most
-STEPS = BATCH  # frames' steps that layers are ranked on, evenly spaced; the result is judged on all
+RANKED_STEPS, RANKED_TOKENS = 2, 240  # what layers are ranked on, at least; the result is judged on all frames
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,12 @@ def _start(network: Network, group: Group) -> tuple[int, str]:
 
 
 def _prefix(simulation: Simulation, plan: Plan, wanted: set[str]) -> dict[str, list[Tensor]]:
-    """The values at the places to begin from, and the output, under a plan."""
-    count = len(simulation.steps)
-    steps = [simulation.steps[index * count // min(count, STEPS)] for index in range(min(count, STEPS))]
-    (batch,) = batches(steps, len(steps))
-    execution = Execution(simulation.network, plan, simulation.ranges, simulation.weights)
-    return execution.run(batch, keep=wanted)
+    """The values at the places to begin from, and the output, under a plan; a few evenly spaced steps of each."""
+    network, steps = simulation.network, simulation.steps
+    tokens = network.shapes[network.output][0]
+    count = min(len(steps), max(RANKED_STEPS, ceil(RANKED_TOKENS / tokens)))
+    (batch,) = batches([steps[index * len(steps) // count] for index in range(count)], count)
+    return Execution(network, plan, simulation.ranges, simulation.weights).run(batch, keep=wanted)
 
 
 def _read_progress(saved: Path, fingerprint: str) -> dict[str, float]:
