@@ -29,7 +29,7 @@ def probe_part(checkpoint: Checkpoint, workdir: Path, command: str) -> Part[dict
         workdir: what the steps left.
         command: probes again.
     """
-    from qwen_vl_axera.compiler.record import read_probe
+    from qwen_vl_axera.probe.record import read_probe
 
     part = read_part(lambda path: read_probe(path.parent), workdir / PROBE, command)
     if part.value is None:
@@ -45,7 +45,7 @@ def check_probe(found: Any, checkpoint: Checkpoint, workdir: Path) -> GraphSpec:
     """What the graph beside a probe is made for.
 
     Args:
-        found: a `compiler.record.Probe`.
+        found: a `probe.record.Probe`.
         checkpoint: the model.
         workdir: holds the graph.
 
