@@ -9,6 +9,7 @@ and when it has been silent for long.
 """
 
 import re
+import shutil
 import sys
 import time
 
@@ -47,7 +48,8 @@ class Stages:
     def draw(self) -> None:
         """Shows the line, on a terminal; to be called only where the command's output has ended a line."""
         if self.terminal:
-            self._write(f"{CLEAR}{self}")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
+            self._write(f"{CLEAR}{str(self)[:width]}")
             self.drawn = True
 
     def silence(self) -> None:

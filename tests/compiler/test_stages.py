@@ -39,6 +39,7 @@ def make_terminal(monkeypatch):
         stream = Terminal()
         stream.buffer = io.BytesIO()
         monkeypatch.setattr("sys.stderr", stream)
+        monkeypatch.setenv("COLUMNS", "200")
         return stream
 
     return make
@@ -63,6 +64,13 @@ def test_stages_without_end_are_not_all_told(capsys):
     for number in range(1000):
         stages.read(f"stage {number}... 1/2 0:00:00")
     assert len(capsys.readouterr().err.splitlines()) == MOST == len(stages.counts)
+
+
+def test_on_a_narrow_terminal_the_line_does_not_wrap(make_terminal, monkeypatch):
+    terminal = make_terminal()
+    monkeypatch.setenv("COLUMNS", "20")
+    Stages("pulsar2 build", 3600).draw()
+    assert terminal.getvalue() == f"{CLEAR}pulsar2 build: 0 mi"
 
 
 def test_on_a_terminal_one_line_makes_room_for_the_output(make_terminal):
