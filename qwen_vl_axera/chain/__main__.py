@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.chain.pictures import capture_flags, with_pictures
+from qwen_vl_axera.chain.pictures import capture_flags, remove_other_graphs, with_pictures
 from qwen_vl_axera.chain.steps import NAMES, Place, declared
 from qwen_vl_axera.chain.variables import (
     SAME_SIZE,
@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.chain.runner import run_step
 
     place = replace(place, mode=args.vision)
+    if (args.name, args.vision) == ("export", "video") and values["IMAGE_SIZE"]:
+        remove_other_graphs(replace(place, mode="image"), values["INPUT"])
     if (args.name, args.vision) == ("capture", "image"):
         check_image_size(values["IMAGE_SIZE"], args.workdir)
     step = declared(args.name, place, command)

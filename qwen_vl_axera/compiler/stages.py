@@ -32,28 +32,29 @@ class Stages:
         self.counts: dict[str, str] = {}  # of each stage, the latest last
         self.stream = getattr(sys.stderr, "stream", sys.stderr)  # cli's shows no control characters
         self.terminal = self.stream.isatty()
-        self.drawn = False
+        self.new = self.drawn = False
 
     def read(self, line: str) -> None:
         """Takes notice of a line of the command's output."""
         found = BAR.match(line)
         if not found or (found[1] not in self.counts and len(self.counts) == MOST):
             return
-        new = found[1] not in self.counts
+        self.new |= found[1] not in self.counts
         self.counts.pop(found[1], None)
         self.counts[found[1]] = found[2]
-        if new and not self.terminal:
-            print(self, file=sys.stderr, flush=True)
 
-    def draw(self) -> None:
-        """Shows the line, on a terminal; to be called only where the command's output has ended a line."""
+    def tell(self) -> None:
+        """Tells of it; to be called only where the command's output has ended a line."""
+        if not self.terminal and self.new:
+            print(self, file=sys.stderr, flush=True)
+        self.new = False
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be taken back
             self._write(f"{CLEAR}{str(self)[:width]}")
             self.drawn = True
 
     def silence(self) -> None:
-        """Says that nothing came for a while; on a terminal `draw` does."""
+        """Says that nothing came for a while; on a terminal `tell` does."""
         if not self.terminal:
             minutes = (time.monotonic() - self.heard) / 60
             print(f"{self.name}: still running; silent for {minutes:.0f} minutes", file=sys.stderr, flush=True)

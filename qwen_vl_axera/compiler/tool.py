@@ -181,7 +181,7 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None, 
                             stages.read(line.decode("utf-8", "replace"))
                             watch(line.decode("utf-8", "replace"))
                     if not any(begun.values()):
-                        stages.draw()
+                        stages.tell()
             except BaseException:
                 process.terminate()
                 raise

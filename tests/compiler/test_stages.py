@@ -49,13 +49,17 @@ def make_terminal(monkeypatch):
 def test_the_compilers_bars_are_read(line, capsys):
     stages = Stages("pulsar2 build", 3600)
     stages.read(line)
+    stages.tell()
     stages.read(line)
+    stages.tell()
     assert capsys.readouterr().err == f"pulsar2 build: 0 min of about 60 (an inference), last seen: {LINES[line]}\n"
 
 
 @pytest.mark.parametrize("line", NO_STAGES)
 def test_other_lines_are_none(line, capsys):
-    Stages("pulsar2 build").read(line)
+    stages = Stages("pulsar2 build")
+    stages.read(line)
+    stages.tell()
     assert capsys.readouterr().err == ""
 
 
@@ -63,13 +67,14 @@ def test_stages_without_end_are_not_all_told(capsys):
     stages = Stages("pulsar2 build")
     for number in range(1000):
         stages.read(f"stage {number}... 1/2 0:00:00")
+        stages.tell()
     assert len(capsys.readouterr().err.splitlines()) == MOST == len(stages.counts)
 
 
 def test_on_a_narrow_terminal_the_line_does_not_wrap(make_terminal, monkeypatch):
     terminal = make_terminal()
     monkeypatch.setenv("COLUMNS", "20")
-    Stages("pulsar2 build", 3600).draw()
+    Stages("pulsar2 build", 3600).tell()
     assert terminal.getvalue() == f"{CLEAR}pulsar2 build: 0 mi"
 
 
@@ -78,7 +83,7 @@ def test_on_a_terminal_one_line_makes_room_for_the_output(make_terminal):
     stages = Stages("pulsar2 build")
     stages.read(next(iter(LINES)))
     assert terminal.getvalue() == ""
-    stages.draw()
+    stages.tell()
     assert terminal.getvalue() == f"{CLEAR}pulsar2 build: 0 min, last seen: tiling op 52/52"
     stages.clear()
     stages.clear()
