@@ -18,7 +18,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, write_json
 from qwen_vl_axera.quantization.execution import Execution, batches
-from qwen_vl_axera.quantization.losses import damage
+from qwen_vl_axera.quantization.losses import damage, loss
 from qwen_vl_axera.quantization.network import Network, Operator
 from qwen_vl_axera.quantization.plan import EVERY_TENSOR, FLOAT, Plan, uniform
 from qwen_vl_axera.quantization.simulation import Simulation
@@ -128,16 +128,16 @@ def search(simulation: Simulation, floor: Sequence[Tensor], target: float, saved
     Args:
         simulation: a calibrated network with frames.
         floor: the tokens with S8 weights alone, one tensor for each step.
-        target: how much more of a token may be lost than that.
+        target: how much lower the mean of cosines may be, plain or centred.
         saved, fingerprint: see `rank`.
     """
     network = simulation.network
     ranked = rank(simulation, saved, fingerprint)
-    limit = damage(simulation.reference, floor) + target
 
     def holds(wide: Sequence[Operator]) -> bool:
         plan = mixed_plan(network, [layer.name for layer in wide])
-        return damage(simulation.reference, simulation.run(plan, f"{len(wide)} layers wide").tokens) <= limit
+        tokens = simulation.run(plan, f"{len(wide)} layers wide").tokens
+        return loss(simulation.reference, floor, tokens) <= target
 
     groups = [group for group, _ in ranked]
     found = first_that_hold(groups, holds)
