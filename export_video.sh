@@ -163,26 +163,26 @@ flags FORM_FLAGS INPUT --input OPSET --opset
 flags PROBE_FLAGS WINDOW_MODE --window-mode OPSET --opset
 flags LLM_FLAGS WEIGHT_TYPE --weight-type POST_WEIGHT_TYPE --post-weight-type PARALLEL --parallel
 [ "${LLM_BUILD2:-0}" = 0 ] || LLM_FLAGS+=(--llm-build2)
-mapfile -d '' LENGTHS < <("${CHAIN[@]}" flags lengths)
-mapfile -d '' BUILD_EXTRA < <("${CHAIN[@]}" flags BUILD_FLAGS)
-mapfile -d '' LLM_EXTRA < <("${CHAIN[@]}" flags LLM_BUILD_FLAGS)
+words() { mapfile -d '' "$1" < <("${CHAIN[@]}" "${@:2}"); } # words ARRAY TASK...: what it prints
+words LENGTHS flags lengths
+words BUILD_EXTRA flags BUILD_FLAGS
+words LLM_EXTRA flags LLM_BUILD_FLAGS
 form() { printf '%s' "${WINDOW_MODE:-$("${CHAIN[@]}" form --workdir "$WORKDIR")}"; }
-TEXT=()
-[ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
 
 MODELS=(video) PICTURES=() LEFT=()
 if [ -n "${IMAGE_SIZE:-}" ]; then
     MODELS+=(image)
-    mapfile -d '' PICTURES < <("${CHAIN[@]}" pictures calibration "${VIDEOS[@]}")
-    mapfile -d '' PICTURE < <("${CHAIN[@]}" pictures capture "${VIDEOS[@]}")
+    words PICTURE pictures capture "${VIDEOS[@]}"
     [ ${#PICTURE[@]} -gt 0 ] || exit 2 # said
+    words PICTURES pictures calibration "${VIDEOS[@]}"
 fi
 vision() { # vision video|image: which model the next steps are about
     VISION=$1 HERE=$WORKDIR GRAPH=$WORKDIR/${NAME}_vision OF="" INPUTS=("${VIDEOS[@]}")
-    CLIP=(--video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}") SIZES=() ANSWERS=("${TEXT[@]}")
+    CLIP=(--video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}") SIZES=() TEXT=()
+    [ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
     [ "$VISION" = image ] || return 0
     HERE=$WORKDIR/pictures GRAPH+=_image OF=" (pictures)" INPUTS=("${PICTURES[@]}")
-    CLIP=("${PICTURE[@]}" "${IMAGE_FLAGS[@]}") SIZES=("${IMAGE_FLAGS[@]}") ANSWERS=()
+    CLIP=("${PICTURE[@]}" "${IMAGE_FLAGS[@]}") SIZES=("${IMAGE_FLAGS[@]}") TEXT=()
 }
 step() { # step NAME COMMAND...: runs it, or skips it, or keeps it for later; chain/steps.py knows its files
     local name=$1
@@ -224,7 +224,7 @@ export_as() { # export_as FORM: of the window attention
 
     say "3 ONNX in the vision tower's place$OF"
     step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" --onnx "$GRAPH.onnx" "${GRAPH}_uint8.onnx" \
-        "${ANSWERS[@]}" --workdir "$HERE"
+        "${TEXT[@]}" --workdir "$HERE"
 }
 FORM=$(form)
 for model in "${MODELS[@]}"; do
@@ -238,10 +238,11 @@ for model in "${MODELS[@]}"; do
     step calibration "$PY" "$ROOT/get_calib.py" --inputs "${INPUTS[@]}" "${CALIB_FLAGS[@]}" --workdir "$HERE"
 
     say "is everything in place for the compiler?$OF"
-    PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --onnx "$GRAPH.onnx" --out "$OUT" \
-        --workdir "$HERE" "${LENGTHS[@]}" "${CHIP_FLAGS[@]}")
-    # Without the compiler the table is information; with it, a failed check stops here.
-    if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" || true; fi
+    run "$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --onnx "$GRAPH.onnx" --out "$OUT" --workdir "$HERE" \
+        "${LENGTHS[@]}" "${CHIP_FLAGS[@]}" || {
+        code=$? # without the compiler the table is information; with it, a failed check stops here
+        [ "$NPU_BUILD" = 0 ] || exit "$code"
+    }
 done
 
 if [ "${QUANTIZE:-vendor}" = vendor ] && [ -f "$WORKDIR/quantization.json" ]; then
@@ -288,10 +289,9 @@ run "${PACKAGE[@]}" "${COMPLETE[@]}"
 
 if [ "$NPU_BUILD" = 0 ]; then
     say "NPU build: left to do"
-    PRINT=()
-    [ "$DRY_RUN" = 0 ] || PRINT=(--print)
-    "${CHAIN[@]}" left --workdir "$WORKDIR" --form "$FORM" "${PRINT[@]}" \
-        "${LEFT[@]}" -- "${PACKAGE[@]}" --require-complete
+    [ "$DRY_RUN" = 0 ] || LEFT=(--print "${LEFT[@]}")
+    "${CHAIN[@]}" left --workdir "$WORKDIR" --form "$FORM" "${LEFT[@]}" \
+        -- "${PACKAGE[@]}" --require-complete
 fi
 
 say "report"
