@@ -1,12 +1,13 @@
 """Checkpoints that quantise badly in a known way, derived from one that does not.
 
-    python bench/witnesses.py CKPT DIR {massive,channels,pca,rotated} --video PATH [--size H W]
+    python bench/witnesses.py CKPT DIR {massive,channels,pca,rotated,smoothed} --video PATH [--size H W]
 
 `massive` plants what large vision towers have and small ones lack: hidden units of an early block fire on a few
 per cent of the patches and write a thousand times the median into three channels, a late block takes it back, and the
 last block's down_proj sees an input of thousands. `channels` lifts eight channels of every token to 40 to 80 times the
 median. `pca` rotates the residual stream into the basis of its own variance, exactly but for the rounding of weights;
-`rotated` into a random one, the remedy against loud channels.
+`rotated` into a random one, the remedy against loud channels; `smoothed` moves the loudest channels in front of a
+linear layer into its weights, by powers of two and so without any rounding.
 Writes: DIR, a checkpoint like CKPT. Each is judged against its own float network.
 """
 
@@ -33,7 +34,9 @@ DIRECTIONS = 16  # of the activations' variance, among which the one with the cl
 SPIKE = 3000.0  # the last block's largest down_proj input
 LOUD_CHANNELS, LOUDNESS = 8, (40.0, 80.0)  # how many channels `channels` lifts, and between which ratios
 
-KINDS = ("massive", "channels", "pca", "rotated")
+SMOOTHED = 8.0  # by how much `smoothed` quietens a channel at most
+
+KINDS = ("massive", "channels", "pca", "rotated", "smoothed")
 Tensors = dict[str, np.ndarray]
 
 
@@ -142,6 +145,47 @@ def rotate(tensors: Tensors, rotation: np.ndarray, depth: int) -> None:
     tensors["merger.ln_q.weight"] = np.ones_like(norm)
 
 
+def smoothed_tensors(depth: int) -> set[str]:
+    """Names of the graph's tensors that `smooth` looks at: what a norm or an activation hands to linear layers."""
+    ends = ("norm1.mul", "norm2.mul", "mlp.mul_1")
+    return {f"blocks.{block}.{end}" for block in range(depth) for end in ends} | {"merger.ln_q.mul"}
+
+
+def smooth(tensors: Tensors, seen: Tensors, depth: int, cap: float = SMOOTHED) -> None:
+    """Moves loud channels in front of linear layers into their weights, in place and exactly.
+
+    A channel is divided by the largest power of two that leaves it above the median channel, at most by `cap`: in the
+    norm's weight or in up_proj's rows, where S8 weights have a scale of their own for each row. The columns that read
+    it are multiplied, where rows share their scale with all columns: so the cap.
+
+    Args:
+        tensors: name without `visual.` -> float32.
+        seen: `smoothed_tensors` on some frames, one row a patch.
+        depth: blocks.
+        cap: a power of two.
+    """
+
+    def factors(name: str) -> np.ndarray:
+        largest = np.abs(seen[name]).max(0)
+        ratio = largest / max(float(np.median(largest)), 1e-30)
+        return 2.0 ** np.clip(np.floor(np.log2(np.maximum(ratio, 1))), 0, np.log2(cap))
+
+    for block in range(depth):
+        name = f"blocks.{block}"
+        for norm, readers in (("norm1", ["attn.qkv"]), ("norm2", ["mlp.gate_proj", "mlp.up_proj"])):
+            by = factors(f"{name}.{norm}.mul")
+            tensors[f"{name}.{norm}.weight"] /= by
+            for reader in readers:
+                tensors[f"{name}.{reader}.weight"] *= by
+        by = factors(f"{name}.mlp.mul_1")
+        tensors[f"{name}.mlp.up_proj.weight"] /= by[:, None]
+        tensors[f"{name}.mlp.up_proj.bias"] /= by
+        tensors[f"{name}.mlp.down_proj.weight"] *= by
+    by = factors("merger.ln_q.mul")
+    tensors["merger.ln_q.weight"] /= by
+    tensors["merger.mlp.0.weight"] *= np.tile(by, tensors["merger.mlp.0.weight"].shape[1] // len(by))
+
+
 def pca_rotation(residual: np.ndarray) -> np.ndarray:
     """The orthogonal matrix that takes rows into the basis of their own variance, float64 (C, C)."""
     return np.linalg.svd(residual.astype(np.float64), full_matrices=False)[2]
@@ -152,7 +196,9 @@ def random_rotation(channels: int, seed: int = 0) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(channels, channels)))[0]
 
 
-def make_witness(source: Path, target: Path, kind: str, video: Path, size: tuple[int, int] | None = None) -> None:
+def make_witness(
+    source: Path, target: Path, kind: str, video: Path, size: tuple[int, int] | None = None, cap: float = SMOOTHED
+) -> None:
     """Writes a derived checkpoint.
 
     Args:
@@ -161,6 +207,7 @@ def make_witness(source: Path, target: Path, kind: str, video: Path, size: tuple
         kind: one of KINDS.
         video: frames on which the tower is looked at.
         size: height and width; default: what the clip gives.
+        cap: of `smoothed`.
     """
     from preprocess import frames_to_patches, to_graph_input
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
@@ -184,6 +231,8 @@ def make_witness(source: Path, target: Path, kind: str, video: Path, size: tuple
         plant_massive_tokens(tensors, activations, depth)
     elif kind == "channels":
         lift_channels(tensors, activations)
+    elif kind == "smoothed":
+        smooth(tensors, activations(tensors, smoothed_tensors(depth)), depth, cap)
     elif kind == "rotated":
         rotate(tensors, random_rotation(checkpoint.config.vision.hidden_size), depth)
     else:

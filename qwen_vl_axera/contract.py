@@ -25,6 +25,7 @@ STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # exp
 PROBE = "probe.json"  # probe_build.py
 QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py
 REPORT = "report.html"
+PICTURES = "pictures"  # the directory, in it, of what the steps hand each other about the picture model
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
 POST_MODEL = "qwen2_5_vl_post.axmodel"
@@ -138,6 +139,11 @@ def graph_stem(name: str, mode: str, size: tuple[int, int] | None = None) -> str
 def data_file(name: str) -> str:
     """The weights file that all graphs of a checkpoint share."""
     return f"{graph_stem(name, 'video')}.onnx.data"
+
+
+def shared_place(workdir: Path) -> Path:
+    """Where the graphs and the preview of a work directory lie: those of the picture model are a directory above."""
+    return workdir.parent if workdir.name == PICTURES else workdir
 
 
 def layer_file(prefill_len: int | str, layer: int | str) -> str:

@@ -12,6 +12,7 @@ import re
 import reprlib
 import stat
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,6 @@ from qwen_vl_axera.errors import InputError
 
 MAX_JSON = 32 << 20  # bytes; tokenizer.json, the largest of a real checkpoint, has 11 MB
 MOST_DIGITS = 400  # of a whole number: float64 ends below it, Python's own limit is 4300
-MEMORY_SHARE = 0.5  # of what is free: the most that one input may make us ask for
 
 KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -30,7 +30,7 @@ KINDS = (
 )
 
 # Control characters, marks of direction, line separators, surrogates.
-STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 # The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
 last_opened: list[str] = []
@@ -207,47 +207,6 @@ def check_report(checkpoint: Path, path: Path, suffix: str) -> None:
     check_output(path)
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, of its control group, of its own limit."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    for most, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limits = [line.strip() for name in (most, used) for line in _lines(name)[:1]]
-        if len(limits) == 2 and all(text.isdigit() for text in limits):
-            found.append(max(0, int(limits[0]) - int(limits[1])))
-    return min(found)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def check_memory(needed: int, what: str) -> None:
-    """Refuses what this machine's memory can't hold, before anything of it is allocated.
-
-    Args:
-        needed: bytes, at least.
-        what: what needs them, for the message.
-
-    Raises:
-        InputError: it is more than half of what is free.
-    """
-    free = available_memory()
-    if needed > MEMORY_SHARE * free:
-        raise InputError(
-            f"{what} takes at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free here "
-            f"(at most {MEMORY_SHARE:.0%} of it may be asked for)"
-        )
-
-
 def printable(text: object, keep: str = "\t\n") -> str:
     """Text that is safe to show: what steers a terminal or hides a name as escapes.
 
@@ -257,4 +216,10 @@ def printable(text: object, keep: str = "\t\n") -> str:
         text: anything.
         keep: control characters to leave as they are.
     """
-    return STEERING.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", str(text))
+    return STEERING.sub(lambda found: found[0].translate(_escapes(keep)), str(text))
+
+
+@cache
+def _escapes(keep: str) -> dict[int, str]:
+    steering = (number for number in range(0xE000) if STEERING.match(chr(number)))
+    return {number: f"\\u{number:04x}" for number in steering if chr(number) not in keep}

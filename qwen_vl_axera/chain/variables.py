@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qwen_vl_axera.chain.steps import Place
+from qwen_vl_axera.chain.steps import HOST_STEPS, Place, declared
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
 from qwen_vl_axera.contract import (
     ANSWER,
@@ -19,14 +19,18 @@ from qwen_vl_axera.contract import (
     CHUNK,
     INPUTS,
     KV_CACHE_LEN,
+    LEFT_TO_DO,
     OPSETS,
     PARALLEL,
     POST_WEIGHT_TYPES,
     PREFILL_LEN,
     RECIPES,
+    REPORT,
+    STEPS,
     WEIGHT_TYPES,
     WINDOW_MODES,
 )
+from qwen_vl_axera.doors import check_file, check_output, printable
 from qwen_vl_axera.errors import InputError
 
 
@@ -63,6 +67,15 @@ def size(text: str) -> tuple[int, int]:
     return check_size(height, width)
 
 
+def misread(size: tuple[int, int]) -> str | None:
+    """Why the board can't have a model of this size; None when it can."""
+    try:
+        from qwen_vl_axera.board.sizes import misreading
+    except ImportError:  # no numpy yet
+        return None
+    return misreading(size)
+
+
 def chip(text: str) -> str:
     if text not in CHIPS:
         raise ValueError(f"a chip that `pulsar2 build` and `pulsar2 llm_build` both know: {', '.join(CHIPS)}")
@@ -91,11 +104,13 @@ def words(text: str) -> list[str]:
         raise ValueError(f"words as a shell reads them ({error})") from None
 
 
+SAME_SIZE = "the video's model is of this size and takes pictures, too: leave IMAGE_SIZE out, or set another"
 CHUNKED = "chunked"  # a LAST_KV_CACHE_LEN: as many chunks as the cache holds
 
 # name -> how its text is read, and what it is when it is not set
 VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "SIZE": (size, None),
+    "IMAGE_SIZE": (size, None),
     "NUM_FRAMES": (count, None),
     "FPS": (rate, None),
     "NUM_SAMPLES": (count, None),
@@ -131,6 +146,11 @@ def read_variables(environment: Mapping[str, str] = os.environ) -> dict[str, Any
             values[name] = read(text) if text else default
         except ValueError as error:
             raise InputError(f"{name}={text}: expected {str(error).rpartition('expected ')[2]}") from None
+    for name in ("SIZE", "IMAGE_SIZE"):
+        if problem := values[name] and misread(values[name]):
+            raise InputError(f"{name}: {problem}")
+    if values["IMAGE_SIZE"] and values["IMAGE_SIZE"] == values["SIZE"]:
+        raise InputError(f"IMAGE_SIZE={environment['IMAGE_SIZE']}: {SAME_SIZE}")
     if values["NUM_FRAMES"] and values["FPS"]:
         raise InputError("NUM_FRAMES and FPS: set one of them")
     if values["QUANTIZE"] == "mixed" and environment.get("CONFIG"):
@@ -169,7 +189,9 @@ def check_directories(place: Place) -> None:
     checkpoint = place.checkpoint.resolve()
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{place.checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
-    for name, path in (("WORKDIR", place.workdir), ("OUT", place.out)):
+    for name, path in (("WORKDIR", place.workdir), ("WORKDIR", place.here), ("OUT", place.out)):
+        if printable(path) != str(path):
+            raise InputError(f"{name}={path}: expected a name without control characters, in UTF-8")
         if path.exists() and not path.is_dir():
             raise InputError(f"{name}={path}: expected a directory, found a file")
         if path.resolve().is_relative_to(checkpoint):
@@ -180,6 +202,31 @@ def check_directories(place: Place) -> None:
     for video in place.videos:
         if not video.exists():
             raise InputError(f"{video}: no such file or directory")
+
+
+def check_config(path: Path) -> None:
+    """That the build configuration is a file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        check_file(path)
+    except InputError as error:
+        raise InputError(f"CONFIG={error}") from None
+
+
+def check_outputs(place: Place) -> None:
+    """That nothing but regular files will be replaced, asked before hours of work.
+
+    Raises:
+        InputError: something else has the name of an output.
+    """
+    files = place.work(STEPS, REPORT, LEFT_TO_DO)
+    for name in HOST_STEPS:
+        files += [path for path in declared(name, place).writes if path.parent.is_dir()]
+    for path in filter(os.path.lexists, files):
+        check_output(path)
 
 
 def make_directories(*paths: Path) -> None:

@@ -1,24 +1,21 @@
 """A tool's process: its two streams as they come, bounded and harmless to show, and its end, whatever it does."""
 
 import codecs
-import math
 import re
-import select
+import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TextIO
 
 from qwen_vl_axera.doors import printable
-from qwen_vl_axera.errors import CheckFailed
 
-QUIET = 300  # seconds of silence after which a user should know that the tool still runs
 GRACE = 10  # seconds from SIGTERM to SIGKILL
 LINGER = 2  # seconds for the streams of a tool that has ended: what it left running may hold them for ever
 TICK = 0.5  # seconds between two looks at a silent tool
-PIECE = 1 << 16  # bytes read at a time; of a line without end, as many characters are kept
+PIECE = 1 << 16  # bytes read at a time
+LONGEST = 2000  # characters of a line that are looked at: a tool may never end one
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -27,6 +24,9 @@ class Shown:
 
     Args:
         target: `sys.stdout` or `sys.stderr`.
+
+    Attributes:
+        begun: the line that has no end yet.
     """
 
     def __init__(self, target: TextIO):
@@ -34,12 +34,12 @@ class Shown:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(self, piece: bytes) -> list[str]:
-        """Shows a piece; returns the lines that it ends."""
+        """Shows a piece; returns the lines that it ends, or the ends of long ones."""
         text = printable(COLOURS.sub("", self._decoder.decode(piece)), "\t\n\r")
         self._write(text)
         *ended, begun = (self.begun + text).replace("\r", "\n").split("\n")
-        self.begun = begun[-PIECE:]
-        return ended
+        self.begun = begun[-LONGEST:]
+        return [line[-LONGEST:] for line in ended]
 
     def end(self) -> list[str]:
         """Ends a line that the tool did not end; returns it."""
@@ -69,32 +69,30 @@ def running(argv: list[str], **options) -> Iterator[subprocess.Popen]:
             raise
 
 
-def pieces(process: subprocess.Popen, name: str, seconds: float = math.inf) -> Iterator[tuple[IO[bytes], bytes]]:
-    """What a tool writes to both its streams, as it comes, until they end; a long silence is remarked on.
+def pieces(process: subprocess.Popen, patience: float) -> Iterator[tuple[IO[bytes] | None, bytes]]:
+    """What a tool writes to both its streams, as it comes, until they end; (None, b"") after some seconds of silence.
 
     Args:
         process: with both streams piped.
-        name: of the tool, for messages.
-        seconds: how long it may take.
-
-    Raises:
-        CheckFailed: it takes longer.
+        patience: seconds.
     """
-    streams, silent, gone = [process.stdout, process.stderr], 0.0, None
-    tick, start = min(TICK, QUIET), time.monotonic()
-    while streams:
-        ready, _, _ = select.select(streams, [], [], tick)
-        if gone is None and process.poll() is not None:
-            gone = time.monotonic()
-        if gone is not None and time.monotonic() - gone > LINGER:
-            return
-        if time.monotonic() - start > seconds:
-            raise CheckFailed(f"{name} does not answer within {seconds:g} s")
-        silent = 0.0 if ready else silent + tick
-        if silent and silent % QUIET < tick:
-            print(f"{name}: still running; silent for {silent / 60:.0f} minutes", file=sys.stderr, flush=True)
-        for stream in ready:
-            if piece := stream.read(PIECE):
-                yield stream, piece
-            else:
-                streams.remove(stream)
+    heard, gone, tick = time.monotonic(), None, min(TICK, patience)
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(tick)
+            now = time.monotonic()
+            if gone is None and process.poll() is not None:
+                gone = now
+            if gone is not None and now - gone > LINGER:
+                return
+            if ready or now - heard >= patience:
+                heard = now
+            if not ready and heard == now:
+                yield None, b""
+            for key, _ in ready:
+                if piece := key.fileobj.read(PIECE):
+                    yield key.fileobj, piece
+                else:
+                    selector.unregister(key.fileobj)

@@ -20,6 +20,7 @@ from pathlib import Path
 from qwen_vl_axera.compiler.container import Mounts, docker_argv
 from qwen_vl_axera.compiler.lock import one_build
 from qwen_vl_axera.compiler.running import Shown, pieces, running
+from qwen_vl_axera.compiler.stages import Stages
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
@@ -27,7 +28,8 @@ DOCKER = "docker:"
 LAST_LINES = 12  # of a failed tool's output
 ASKING = 300  # seconds for a question such as -h: a container takes a while to start
 ANSWER = 1 << 20  # bytes of an answer
-SAID = 400  # characters of a line that is repeated
+QUIET = 300  # seconds of silence after which a user should know that the tool still runs
+REDRAW = 5  # seconds after which the line that a terminal shows tells another time
 CLOCKS = 2  # seconds by which a file system's clock may lag
 
 
@@ -141,12 +143,13 @@ class Paths:
         return Command(name, argv, self.workdir, list(makes), list(expects), fresh)
 
 
-def execute(command: Command, watch: Callable[[str], None] = lambda line: None) -> None:
-    """Runs a command, its output streaming through; builds wait for each other.
+def execute(command: Command, watch: Callable[[str], None] = lambda line: None, seconds: float | None = None) -> None:
+    """Runs a command, its output streaming through, and tells how far it is; builds wait for each other.
 
     Args:
         command: what to run.
-        watch: receives each line that the tool has ended.
+        watch: receives each line that the tool has ended, of a very long one the end.
+        seconds: that it may take, where that is known.
 
     Raises:
         CheckFailed: it fails, is killed, or leaves out a file; the message ends with its last lines.
@@ -160,11 +163,22 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None) 
         start = time.time()
         with running(command.argv, cwd=command.cwd, env=environment, pass_fds=inherited) as process:
             shown = {process.stdout: Shown(sys.stdout), process.stderr: Shown(sys.stderr)}
-            for stream, piece in pieces(process, command.name):
-                for line in shown[stream].show(piece):
-                    lines.append(line[:SAID])
-                    watch(line)
-        lines.extend(line[:SAID] for stream in shown.values() for line in stream.end())
+            stages = Stages(command.name, seconds)
+            try:
+                for stream, piece in pieces(process, REDRAW if stages.terminal else QUIET):
+                    if stream is None:
+                        stages.silence()
+                    else:
+                        stages.clear()
+                        for line in shown[stream].show(piece):
+                            lines.append(line)
+                            stages.read(line)
+                            watch(line)
+                    if not any(one.begun for one in shown.values()):
+                        stages.tell()
+            finally:
+                stages.clear()
+        lines.extend(line for stream in shown.values() for line in stream.end())
     if process.returncode:
         said = " | ".join(text for line in lines if (text := line.strip()))
         raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
@@ -183,13 +197,17 @@ def ask(command: Command) -> subprocess.CompletedProcess:
     Raises:
         CheckFailed: it does not start, or does not answer in time.
     """
+    start = time.monotonic()
     try:
         with running(command.argv, cwd=command.cwd) as process:
             said = {process.stdout: b"", process.stderr: b""}
-            for stream, piece in pieces(process, command.name, ASKING):
-                said[stream] += piece
-                if len(said[stream]) > ANSWER:
+            for stream, piece in pieces(process, ASKING):
+                if stream is not None:
+                    said[stream] += piece
+                if max(map(len, said.values())) > ANSWER:
                     raise CheckFailed(f"{command.name} answers with more than {ANSWER >> 10} kB")
+                if time.monotonic() - start >= ASKING:
+                    raise CheckFailed(f"{command.name} does not answer within {ASKING} s")
     except OSError as error:
         raise CheckFailed(f"{command.argv[0]} does not start: {error.strerror}") from None
     texts = (words.decode("utf-8", "replace") for words in said.values())

@@ -39,3 +39,9 @@ def damage(reference: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """What one token loses on average, 0 to 2: the worse of plain and centred, by which layers are ranked."""
     found = figures(torch.cat(list(reference)), torch.cat(list(actual)))
     return 1 - min(found["mean_token_cosine"], found["centred_cosine"])
+
+
+def loss(reference: Sequence[Tensor], floor: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """How far tokens lie below others, the floor: the larger difference of mean cosines, plain and centred."""
+    best, found = (figures(torch.cat(list(reference)), torch.cat(list(tokens))) for tokens in (floor, actual))
+    return max(best[name] - found[name] for name in ("mean_token_cosine", "centred_cosine"))

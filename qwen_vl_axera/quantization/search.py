@@ -1,12 +1,14 @@
 """The largest share of 8-bit arithmetic whose loss stays within a target: which layers go back to 16 bits.
 
 It starts from every linear layer (Gemm) at 8 bits and all else at 16: operator types are the selectors that are known
-to work, and Gemm nodes keep their names. Layers are ranked by what each alone costs a token when everything else has
-16 bits, per multiply-accumulate, and put back from the top until the target holds.
+to work, and Gemm nodes keep their names. Layers are ranked by what each alone costs a token when the others have 16
+bits, per multiply-accumulate, and put back from the top until the target holds on all frames; those that it does
+without after all are taken out again, so that every layer named is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from torch import Tensor
 from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, write_json
-from qwen_vl_axera.quantization.execution import BATCH, Execution, batches
-from qwen_vl_axera.quantization.losses import damage
+from qwen_vl_axera.quantization.execution import Execution, batches
+from qwen_vl_axera.quantization.losses import damage, loss
 from qwen_vl_axera.quantization.network import Network, Operator
-from qwen_vl_axera.quantization.plan import EVERY_TENSOR, Plan, uniform
+from qwen_vl_axera.quantization.plan import EVERY_TENSOR, FLOAT, Plan, uniform
 from qwen_vl_axera.quantization.simulation import Simulation
 
 TARGET_LOSS = 0.005
 PROGRESS_FILE = "quantization_search.json"
-STEPS = BATCH  # frames' steps that layers are ranked on; the result is judged on all
+TRIED = 24  # layers without which the target is tried, at most
+RANKED_STEPS, RANKED_TOKENS = 2, 240  # what layers are ranked on, at least; the result is judged on all frames
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def mixed_plan(network: Network, wide: Sequence[str]) -> Plan:
 def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Group, float]]:
     """What each group alone costs at 8 bits, the most harmful per multiply-accumulate first.
 
-    What is found is saved group by group, so that an interrupted search goes on.
+    Against the same network with all linear layers at 16 bits, not the float one: what S8 weights cost is in both and
+    can't hide or flatter a layer's own rounding. Between linear layers values stay in float: a 16-bit residual stream
+    with massive tokens rounds coarsely, and falls another way after the smallest change, which is noise of the size
+    of many layers' damage. What is found is saved group by group, so that an interrupted search goes on.
 
     Args:
         simulation: a calibrated network with frames.
@@ -94,26 +100,25 @@ def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Gr
     """
     network = simulation.network
     known = _read_progress(saved, fingerprint)
-    steps, reference = simulation.steps[:STEPS], simulation.reference[:STEPS]
     groups = gemm_groups(network)
     starts = {group: _start(network, group) for group in groups}
     prefix: dict[str, list[Tensor]] = {}
-    wide = uniform(network, "U16")
+    gemms = {operator.name: "U16" for operator in network.operators if operator.op_type == "Gemm"}
+    wide = Plan(uniform(network, FLOAT).types | gemms)
     with progress.stage("search", len(groups), unit="layer group") as stage:
         for group in groups:
             key = group.names[0]
             if key not in known:
                 if not prefix:
-                    prefix, nothing = _prefix(simulation, wide, steps, {name for _, name in starts.values()})
-                    base = damage(reference, nothing)
+                    prefix = _prefix(simulation, wide, {name for _, name in starts.values()})
                 index, tensor = starts[group]
                 plan = Plan(wide.types | dict.fromkeys(group.names, "U8"))
                 execution = Execution(network, plan, simulation.ranges, simulation.weights)
                 made = execution.run(prefix[tensor], start=index, tensor=tensor)[network.output]
-                known[key] = damage(reference, made) - base
-                write_json(saved, {"fingerprint": fingerprint, "damage": known})
+                known[key] = damage(prefix[network.output], made)
+                write_json(saved, {"fingerprint": fingerprint, "rounding": known})
             stage.advance()
-    cost = {group: known[group.names[0]] / sum(map(network.macs, group.layers)) for group in groups}
+    cost = {group: known[group.names[0]] / _macs(network, group) for group in groups}
     return [(group, known[group.names[0]]) for group in sorted(groups, key=lambda group: -cost[group])]
 
 
@@ -123,41 +128,60 @@ def search(simulation: Simulation, floor: Sequence[Tensor], target: float, saved
     Args:
         simulation: a calibrated network with frames.
         floor: the tokens with S8 weights alone, one tensor for each step.
-        target: how much more of a token may be lost than that.
+        target: how much lower the mean of cosines may be, plain or centred.
         saved, fingerprint: see `rank`.
     """
     network = simulation.network
     ranked = rank(simulation, saved, fingerprint)
-    limit = damage(simulation.reference, floor) + target
 
-    def holds(count: int) -> bool:
-        wide = _names(network, ranked[:count])
-        return (
-            damage(simulation.reference, simulation.run(mixed_plan(network, wide), f"{count} groups wide").tokens)
-            <= limit
-        )
+    def holds(wide: Sequence[Operator]) -> bool:
+        plan = mixed_plan(network, [layer.name for layer in wide])
+        tokens = simulation.run(plan, f"{len(wide)} layers wide").tokens
+        return loss(simulation.reference, floor, tokens) <= target
 
-    low, high = 0, len(ranked)
-    reached = True
-    if holds(0):
-        high = 0
-    elif not holds(high):
-        reached = False
-    else:
-        while high - low > 1:  # `low` groups at 16 bits are too few, `high` are enough
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle, high)
-    wide = _names(network, ranked[:high])
-    sensitivity = [
-        {"layers": group.names, "damage": cost, "macs": sum(map(network.macs, group.layers))} for group, cost in ranked
-    ]
-    return Outcome(mixed_layer_configs(wide), mixed_plan(network, wide), wide, reached, sensitivity)
+    groups = [group for group, _ in ranked]
+    found = first_that_hold(groups, holds)
+    kept = needed(network, found, holds) if found is not None else layers_of(groups)
+    wide = [operator.name for operator in network.operators if operator in kept]
+    sensitivity = [{"layers": group.names, "damage": cost, "macs": _macs(network, group)} for group, cost in ranked]
+    return Outcome(mixed_layer_configs(wide), mixed_plan(network, wide), wide, found is not None, sensitivity)
 
 
-def _names(network: Network, ranked: Sequence[tuple[Group, float]]) -> list[str]:
-    """The layers of some groups, in the graph's order."""
-    chosen = {name for group, _ in ranked for name in group.names}
-    return [operator.name for operator in network.operators if operator.name in chosen]
+Holds = Callable[[Sequence[Operator]], bool]  # whether the target holds with these layers at 16 bits
+
+
+def first_that_hold(groups: Sequence[Group], holds: Holds) -> list[Operator] | None:
+    """The layers of the fewest groups from the front with which the target holds; None: not even with all."""
+    if holds([]):
+        return []
+    if not holds(layers_of(groups)):
+        return None
+    low, high = 0, len(groups)  # `low` groups at 16 bits are too few, `high` are enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(layers_of(groups[:middle])) else (middle, high)
+    return layers_of(groups[:high])
+
+
+def needed(network: Network, layers: Sequence[Operator], holds: Holds) -> list[Operator]:
+    """Those of some layers without which the target is missed; the ones with most arithmetic are let go first.
+
+    A layer may go where another one that reads the same tensor stays: each takes it in its own type.
+    """
+    kept = list(layers)
+    for layer in sorted(layers, key=lambda layer: -network.macs(layer))[:TRIED]:
+        fewer = [other for other in kept if other is not layer]
+        if holds(fewer):
+            kept = fewer
+    return kept
+
+
+def layers_of(groups: Sequence[Group]) -> list[Operator]:
+    return [layer for group in groups for layer in group.layers]
+
+
+def _macs(network: Network, group: Group) -> int:
+    return sum(map(network.macs, group.layers))
 
 
 def _start(network: Network, group: Group) -> tuple[int, str]:
@@ -166,14 +190,13 @@ def _start(network: Network, group: Group) -> tuple[int, str]:
     return max(cut for cut in network.cuts if cut[0] <= first)
 
 
-def _prefix(
-    simulation: Simulation, plan: Plan, steps: Sequence, wanted: set[str]
-) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """The values at the places to begin from, and the output, with everything at 16 bits."""
-    (batch,) = batches(steps, len(steps))
-    execution = Execution(simulation.network, plan, simulation.ranges, simulation.weights)
-    found = execution.run(batch, keep=wanted)
-    return found, found[simulation.network.output]
+def _prefix(simulation: Simulation, plan: Plan, wanted: set[str]) -> dict[str, list[Tensor]]:
+    """The values at the places to begin from, and the output, under a plan; a few evenly spaced steps of each."""
+    network, steps = simulation.network, simulation.steps
+    tokens = network.shapes[network.output][0]
+    count = min(len(steps), max(RANKED_STEPS, ceil(RANKED_TOKENS / tokens)))
+    (batch,) = batches([steps[index * len(steps) // count] for index in range(count)], count)
+    return Execution(network, plan, simulation.ranges, simulation.weights).run(batch, keep=wanted)
 
 
 def _read_progress(saved: Path, fingerprint: str) -> dict[str, float]:
@@ -181,6 +204,6 @@ def _read_progress(saved: Path, fingerprint: str) -> dict[str, float]:
         return {}
     try:
         stored = read_json(saved)
-        return dict(stored["damage"]) if stored["fingerprint"] == fingerprint else {}
+        return dict(stored["rounding"]) if stored["fingerprint"] == fingerprint else {}
     except (InputError, KeyError, TypeError, ValueError):  # half a file of an older version: begin anew
         return {}

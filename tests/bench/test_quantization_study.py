@@ -1,4 +1,4 @@
-"""quantization_study.py and witnesses.py: one pass tells what greedy decoding tells, and a rotation is exact."""
+"""quantization_study.py and witnesses.py: one pass tells what greedy decoding tells, and remedies are exact."""
 
 import numpy as np
 import pytest
@@ -40,16 +40,28 @@ def test_rotations_are_orthogonal():
         assert np.allclose(rotation @ rotation.T, np.eye(32), atol=1e-12)
 
 
-def test_a_rotated_checkpoint_computes_the_same(tmp_path):
-    make_witness(study.DEMO_MODEL, tmp_path / "rotated", "rotated", study.DEMO_VIDEO, study.SIZE)
-    (batch,) = batches(study.clip_steps(study.SEARCH_CLIP, 1))
-    plain = study.Subject(study.DEMO_MODEL, tmp_path / "plain-work").network
-    turned = study.Subject(tmp_path / "rotated", tmp_path / "rotated-work").network
-    outputs = [torch.cat(Execution(network).run(batch)[network.output]) for network in (plain, turned)]
-    assert figures(*outputs)["min_token_cosine"] > 0.9999  # weights are rounded to bf16 once more
-    assert not np.allclose(
-        plain.constant("blocks.1.mlp.down_proj.weight"), turned.constant("blocks.1.mlp.down_proj.weight")
-    )
+def output(network, steps) -> torch.Tensor:
+    (batch,) = batches(steps, len(steps))
+    return torch.cat(Execution(network).run(batch)[network.output])
+
+
+def test_remedies_compute_the_same(tmp_path):
+    steps = study.clip_steps(study.SEARCH_CLIP, 1)
+    plain = study.Subject(study.DEMO_MODEL, tmp_path / "plain-work")
+    expected = output(plain.network, steps)
+    for kind in ("rotated", "smoothed"):
+        make_witness(study.DEMO_MODEL, tmp_path / kind, kind, study.DEMO_VIDEO, study.SIZE)
+        changed = study.Subject(tmp_path / kind, tmp_path / f"{kind}-work").network
+        if kind == "smoothed":  # by powers of two
+            assert torch.equal(output(changed, steps), expected)
+        else:  # weights are rounded to bf16 once more
+            assert figures(expected, output(changed, steps))["min_token_cosine"] > 0.9999
+        name = "blocks.1.mlp.down_proj.weight"
+        assert not np.allclose(plain.network.constant(name), changed.constant(name))
+    carved = study.carved(plain, steps).network  # sums in another order
+    assert torch.allclose(output(carved, steps), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    widths = [carved.shapes[f"blocks.1.mlp.mul_1{end}"][1] for end in (".carved", ".rest")]
+    assert widths == [study.CARVED_UNITS, 256 - study.CARVED_UNITS]
 
 
 def test_a_document_keeps_what_is_around_its_tables(tmp_path):

@@ -224,6 +224,35 @@ def test_embeddings_truncated_or_of_another_model(place):
     refused(place.package(), 1, "not this checkpoint's")
 
 
+def everything(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def test_a_refused_run_leaves_the_package_as_it_was(place):
+    """Its manifest, too: what is uploaded then is the earlier package, and whole."""
+    place.build_all()
+    assert place.package().returncode == 0
+    embedding = place.out / "model.embed_tokens.weight.bfloat16.bin"
+    good = embedding.read_bytes()
+    write_capture(place.work, fps=2.0)  # other settings would come
+    (place.work / "build-output").mkdir()
+    (place.work / "build-output" / f"{place.name}_vision.axmodel").write_bytes(b"another")
+    flip(embedding)
+    before = everything(place.out)
+    refused(place.package(), 1, embedding.name)
+    assert everything(place.out) == before
+    embedding.write_bytes(good)
+    (place.out / "vocab.json").unlink()
+    (place.out / "vocab.json").mkdir()
+    before = everything(place.out)
+    refused(place.package(), 2, "vocab.json", "directory")
+    assert everything(place.out) == before
+    (place.out / "vocab.json").rmdir()
+    assert place.package("--require-complete").returncode == 0
+    assert (place.out / f"{place.name}_vision.axmodel").read_bytes() == b"another"
+    assert place.check().returncode == 0
+
+
 def test_hub_cache_links_are_followed(place, model, tmp_path):
     cache, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     cache.mkdir()
@@ -410,6 +439,30 @@ UNUSABLE = (
 def test_an_unusable_manifest(copy, content):
     (copy / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     refused(check_on_board(copy), 2, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"missing": "abc"}, {"missing": [{}]}, {"filler": "x" * (1 << 24)}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_manifest_of_another_kind(copy, change):
+    edit_manifest(copy, lambda manifest: manifest.update(change))
+    refused(check_on_board(copy), 2, "manifest.json")
+
+
+def test_nothing_that_is_said_steers_the_terminal(copy):
+    hostile = "a\x1b[2J\u202e\u732b"
+    entry = {"path": hostile, "bytes": 0, "sha256": ""}
+    edit_manifest(copy, lambda manifest: (manifest["files"].append(entry), manifest.update(missing=[hostile])))
+    (copy / f"{hostile}.AXMODEL").touch()
+    (copy / "linked").symlink_to(copy.parent)
+    done = check_on_board(copy)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and not [c for c in said if ord(c) < 32 and c != "\n"] and "\u202e" not in said
+    assert "not in the manifest: a\\x1b[2J\\u202e\u732b.AXMODEL" in said and "the first: linked" in said
+    done = check_on_board(copy, "--b\x1bad")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "\x1b" not in done.stderr
 
 
 def test_no_manifest_and_an_empty_one(copy):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from preprocess import to_graph_input
+from qwen_vl_axera.graph.files import load_graph, read_metadata
 from tests.conftest import ROOT
 
 STAND_IN = ROOT / "tests" / "stand_in"
@@ -80,7 +81,8 @@ def test_the_commands_that_are_left_are_the_documented_ones(host):
     assert subprocess.run(["bash", "-n", base / "pulsar2_commands.sh"]).returncode == 0
     assert os.access(base / "pulsar2_commands.sh", os.X_OK)
     assert script.strip() in process.stdout
-    build, language = (shlex.split(line.strip("()")) for line in script.splitlines() if "pulsar2 " in line)
+    lines = script.splitlines()
+    build, language = (shlex.split(line.strip("()")) for line in lines if line.startswith("(") and "pulsar2 " in line)
     assert options(build[build.index("pulsar2") :]) == {
         "--input": "./-tiny 模型_vision.onnx",
         "--config": str(ROOT / "config_video.json"),
@@ -98,6 +100,23 @@ def test_the_commands_that_are_left_are_the_documented_ones(host):
         "--parallel": "32",
         "--chip": "AX650",
     }
+
+
+def test_what_is_left_runs_as_the_chain_does(host):
+    """The probe first; the form that it finds is exported; the model is compared; the package is whole."""
+    base, _ = host
+    env = os.environ | {"PATH": f"{STAND_IN}:{os.environ['PATH']}", "STAND_IN_LOG": str(base / "log.jsonl")}
+    env |= {"STAND_IN_COMPUTE": sys.executable, "STAND_IN_REFUSE": "grouped"}
+    process = subprocess.run([base / "pulsar2_commands.sh"], env=env, cwd="/", capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert [call[0] for call in calls(base) if call[0] != "version"] == [
+        *("build", "build", "run"),  # the probe: grouped does not compile, folded does
+        *("build", "run", "llm_build"),
+    ]
+    name = "-tiny 模型"
+    assert read_metadata(load_graph(base / f"{name}_vision.onnx"))["window_mode"] == "folded"
+    assert json.loads((base / "axmodel_fidelity.json").read_text())["passed"]
+    assert json.loads((base / f"{name}-AX650" / "manifest.json").read_text())["complete"]
 
 
 def options(argv: list[str]) -> dict[str, str]:
@@ -168,9 +187,9 @@ def test_a_deleted_layer_is_noticed(built, tiny_dir, frames_dir):
     assert "output" in process.stderr and "_l1_together.axmodel missing" in process.stderr
 
 
-@pytest.mark.parametrize("name", ["window_index.pth", "cu_seqlens.pth", "cu_window_seqlens.pth"])
-def test_a_deleted_layout_file_is_noticed(built, tiny_dir, frames_dir, name):
+def test_a_deleted_layout_file_is_noticed(built, tiny_dir, frames_dir):
     base, env, _ = built
+    name = "window_index.pth"
     (base / "work" / name).unlink()
     process = export_video(tiny_dir, frames_dir, "--resume", "--host-only", env=env)
     assert process.returncode == 0, process.stderr
@@ -233,6 +252,9 @@ def test_dry_run_prints_and_does_nothing(tiny_dir, frames_dir, tmp_path):
         (["--no-such-option"], "--no-such-option"),
         (["--resume", "--force"], "exclude each other"),
         (["--demo", "clip.mp4"], "leave out clip.mp4"),
+        ([""], "the checkpoint's path is empty"),
+        (["/"], "error: /: expected a directory"),
+        (["/no\x1b[2Jsuch"], "/no?[2Jsuch"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -254,11 +276,16 @@ def test_a_missing_video(tiny_dir, tmp_path):
     [
         ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip"),
         ({"CONFIG": "none.json"}, "CONFIG=none.json: no such file"),
+        ({"CONFIG": "-x"}, "CONFIG=-x: no such file"),
+        ({"CONFIG": "/dev"}, "CONFIG=/dev: expected a file, found a directory"),
+        ({"VENV": "/dev/null"}, "VENV=/dev/null: expected a directory"),
+        ({"WORKDIR": "/tmp/a\x1bb"}, "WORKDIR=/tmp/a\\u001bb: expected a name without control characters"),
         ({"CHIP": "M57"}, "CHIP=M57: expected a chip"),  # pulsar2 build knows it, llm_build does not
         ({"PREFILL_LEN": "many"}, "PREFILL_LEN=many: expected a whole number above 0"),
         ({"PARALLEL": "0"}, "PARALLEL=0"),
         ({"KV_CACHE_LEN": "511"}, "does not fit a kv cache of 511"),
         ({"SIZE": "300 308"}, "the nearest is 308 308"),
+        ({"IMAGE_SIZE": "300 308"}, "IMAGE_SIZE=300 308: expected multiples of 28; the nearest is 308 308"),
         ({"QUANTIZE": "all8"}, "QUANTIZE=all8: expected vendor or mixed"),
         ({"QUANTIZE": "mixed"}, "config_video_mixed.json is missing: run this once with --host-only"),
     ],
@@ -290,6 +317,34 @@ def test_the_demo_clip_is_announced(tiny_dir, tmp_path):
     process = export_video(tiny_dir, "--dry-run", env={"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"})
     assert process.returncode == 0
     assert "no video given" in process.stderr and "demo.mp4" in process.stderr
+
+
+def test_nothing_in_the_current_directory_is_a_module_of_ours(tiny_dir, tmp_path):
+    for name in ("qwen_vl_axera", "json", "argparse", "numpy", "venv", "pip"):
+        (tmp_path / f"{name}.py").write_text("import sys; open('exploited', 'w'); sys.exit(7)")
+    before = sorted(tmp_path.iterdir())
+    env = {"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"}
+    process = export_video(tiny_dir, ROOT / "assets" / "demo.mp4", "--dry-run", env=env, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_streams_that_are_closed_or_full(tiny_dir, tmp_path):
+    env = os.environ | {"VENV": sys.prefix, "WORKDIR": str(tmp_path / "work"), "OUT": str(tmp_path / "out")}
+    line = f"bash {ROOT}/export_video.sh {shlex.quote(str(tiny_dir))} --dry-run --host-only"
+    for streams, code in (("<&- >&- 2>&-", 0), ("> /dev/full", 2)):
+        done = subprocess.run(["bash", "-c", f"{line} {streams}"], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (streams, done.stderr)
+        errors = [text for text in done.stderr.splitlines() if not text.startswith("note: ")]
+        assert errors == ["error: standard output cannot be written"] * (code == 2)
+
+
+def test_something_else_in_an_outputs_place(tiny_dir, frames_dir, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    process = export_video(tiny_dir, frames_dir, env={"WORKDIR": tmp_path, "OUT": tmp_path / "out"})
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert "report.html: would be replaced" in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_an_exported_cdpath_leads_nowhere(tiny_dir, tmp_path):

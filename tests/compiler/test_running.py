@@ -41,8 +41,9 @@ def test_a_line_without_end_is_passed_on_in_bounded_memory():
     stream = running.Shown(screen)
     for _ in range(200):
         assert stream.show(b"x" * running.PIECE) == []
-    assert len(stream.begun) == running.PIECE
+    assert len(stream.begun) == running.LONGEST
     assert len(screen.shown) == 200 * running.PIECE
+    assert [len(line) for line in stream.show(b"x\n")] == [running.LONGEST]
 
 
 def test_a_tool_that_will_not_end_is_made_to(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_two_builds_are_never_at_once(make_workdir, tmp_path):
 
 def test_a_tool_that_says_nothing_is_remarked_on(make_workdir, monkeypatch, capfd):
     workdir = make_workdir()
-    monkeypatch.setattr("qwen_vl_axera.compiler.running.QUIET", 0.5)
+    monkeypatch.setattr("qwen_vl_axera.compiler.tool.QUIET", 0.5)
     monkeypatch.setenv("STAND_IN_SLEEP", "build:1.5")
     monkeypatch.setattr("sys.stderr", io.TextIOWrapper(io.FileIO(2, "w", closefd=False)))
     execute(build_command(HERE, workdir / "tiny_vision.onnx", CONFIG))

@@ -14,8 +14,6 @@ import get_calib
 import preflight
 import preview_quantization
 from qwen_vl_axera.compiler.schema import load_config
-from qwen_vl_axera.quantization import search
-from qwen_vl_axera.quantization.network import Network
 from tests.conftest import ROOT, run_main
 from tests.quantization.conftest import SIZE
 
@@ -78,41 +76,6 @@ def test_the_search_finds_the_spiky_layer_and_writes_a_recipe(run, massive, caps
     for name in ("mine", "mixed"):  # the one of the search is simulated anew as long as it is there
         assert again[name]["mean_token_cosine"] == settings["mixed"]["mean_token_cosine"]
     recipe.unlink()
-
-
-def test_an_interrupted_search_goes_on(massive, calibrated, tmp_path, monkeypatch):
-    from qwen_vl_axera.quantization.simulation import Simulation
-
-    simulation = Simulation(calibrated.network, calibrated.ranges, massive.steps(1))
-    saved, counted = tmp_path / "progress.json", []
-    damage = search.damage
-
-    def interrupted(*given):
-        counted.append(given)
-        if len(counted) == 5:
-            raise KeyboardInterrupt
-        return damage(*given)
-
-    monkeypatch.setattr(search, "damage", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        search.rank(simulation, saved, "these")
-    known = len(json.loads(saved.read_text())["damage"])
-    assert known == 3  # the fifth call; the first one is of all at 16 bits
-    ranked = search.rank(simulation, saved, "these")
-    groups = len(search.gemm_groups(calibrated.network))
-    assert len(counted) == 5 + 1 + groups - known
-    assert len(ranked) == groups
-    search.rank(simulation, saved, "these")
-    assert len(counted) == 5 + 1 + groups - known  # all known
-    search.rank(simulation, saved, "others")
-    assert len(counted) == 5 + 2 * (1 + groups) - known  # nothing taken over
-
-
-def test_layers_that_read_one_tensor_are_judged_together(massive):
-    groups = {tuple(group.names) for group in search.gemm_groups(Network(massive.graph))}
-    assert tuple(f"blocks.2.attn.qkv.{kind}" for kind in "qkv") in groups
-    assert ("blocks.2.mlp.gate_proj", "blocks.2.mlp.up_proj") in groups
-    assert ("blocks.2.mlp.down_proj",) in groups
 
 
 def test_the_report_holds_what_was_promised(run, demo):

@@ -1,6 +1,7 @@
 """`probe_build.py` as a user runs it, with the stand-in: which form works, what it says, what it leaves."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -15,6 +16,13 @@ from tests.conftest import ROOT, run_main
 from tests.talking import capture_and_export
 
 STAND_IN = ROOT / "tests" / "stand_in" / "pulsar2"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith("STAND_IN_") or name == VARIABLE:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +77,11 @@ def test_another_form_takes_over(probe):
 
 
 def test_wrong_numbers_are_no_success(probe):
-    code, _, _, report = probe(NOISE="2 grouped")
-    assert (code, report["form"]) == (0, "folded")
+    code, out, _, report = probe(NOISE="2 grouped")
+    assert (code, report["form"]) == (0, "folded"), out
     first = report["attempts"][0]
-    assert first["compiled"] and not first["works"] and first["error"] is None
+    assert first["error"] is None, first["error"]
+    assert first["compiled"] and not first["works"]
     assert min(step["min_token_cosine"] for step in first["steps"]) < 0.98
 
 
