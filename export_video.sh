@@ -19,6 +19,8 @@
 #   WORKDIR (the current directory)   OUT (CKPT-AX650)   VENV (.venv beside this script)   PYTHON (python3)
 #   SIZE ("H W"; from the video)   NUM_FRAMES (8)   FPS   NUM_SAMPLES (32, for calibration)   GENERATE (0; 1
 #   compares text, too)   CHIP (AX650)   PULSAR2
+#   IMAGE_SIZE ("H W": a second vision model, for pictures, in the same package; captured and calibrated with the
+#   pictures among the inputs, or else with the videos' frames; what it needs lies in WORKDIR/pictures)
 #   the graph:  WINDOW_MODE (grouped, folded, unrolled or dense; the probe finds out which)   INPUT (pixels)   OPSET (17)
 #   vision build:  CONFIG (config_video.json)   PROBE (1; 0 leaves the first build of two blocks out)   BUILD_FLAGS
 #   language build:  PREFILL_LEN (512)   KV_CACHE_LEN (1023)   LAST_KV_CACHE_LEN ("128 256 ..."; chunked: prefill in
@@ -34,11 +36,11 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # ---- arguments
 
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-say() { printf '\n== %s\n' "$*"; }
+say() { [ "$LATER" = 1 ] || printf '\n== %s\n' "$*"; }
 # A path as an argument: never mistaken for a flag.
 safe() { case $1 in -*) printf './%s' "$1" ;; *) printf '%s' "$1" ;; esac; }
 
-DEMO=0 HOST_ONLY=0 DRY_RUN=0 MODE=run PATHS=()
+DEMO=0 HOST_ONLY=0 DRY_RUN=0 MODE=run PATHS=() LATER=0
 while [ $# -gt 0 ]; do
     case $1 in
         --demo) DEMO=1 ;;
@@ -71,18 +73,16 @@ if [ ${#VIDEOS[@]} = 0 ]; then
     [ "$DEMO" = 1 ] || printf 'note: no video given: %s is captured and calibrates, for a trial only\n' "${VIDEOS[0]}" >&2
 fi
 OUT=$(safe "${OUT:-$CKPT-AX650}")
-if [ -z "${CONFIG:-}" ] && [ "${QUANTIZE:-}" != mixed ]; then
-    CONFIG=$ROOT/config_video.json
-    [ "${INPUT:-}" != normalized ] || CONFIG=$ROOT/config_video_normalized.json
-fi
-if [ -z "${CONFIG:-}" ] && [ "${QUANTIZE:-}" = mixed ]; then
+if [ "${QUANTIZE:-}" != mixed ]; then
+    DEFAULT=$ROOT/config_video.json
+    [ "${INPUT:-}" != normalized ] || DEFAULT=$ROOT/config_video_normalized.json
+    CONFIG=${CONFIG:-$DEFAULT}
+elif [ -z "${CONFIG:-}" ]; then
     CONFIG=$WORKDIR/config_video_mixed.json
     [ -f "$CONFIG" ] || fail "QUANTIZE=mixed: $CONFIG is missing: run this once with --host-only, then" \
         "preview_quantization.py $CKPT --workdir $WORKDIR --search --evaluate CLIP (one that is not calibrated on)"
 fi
 NAME=$(basename -- "$(cd -- "$CKPT" && pwd -P)")
-GRAPH=$WORKDIR/${NAME}_vision
-AXMODEL=$OUT/${NAME}_vision.axmodel
 
 # ---- the environment, the variables, the compiler
 
@@ -117,7 +117,7 @@ if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/chain/requirements.py" "$R
 fi
 CHAIN_PY=$PY
 [ -x "$PY" ] || CHAIN_PY=${PYTHON:-python3} # a dry run before the environment exists
-PLACE=("$CKPT" "${VIDEOS[@]}" --workdir "$WORKDIR" --out "$OUT" --config "$CONFIG")
+PLACE=(--workdir "$WORKDIR" --out "$OUT" --config "$CONFIG")
 
 NPU_BUILD=0 COMPILER="" CHECK=() COMPLETE=() WHY="--host-only"
 if [ "$HOST_ONLY" = 0 ]; then
@@ -129,7 +129,7 @@ if [ "$HOST_ONLY" = 0 ]; then
     fi
 fi
 if [ "$DRY_RUN" = 1 ]; then CHECK=(); else CHECK+=(--make); fi
-COMPILER=$("$CHAIN_PY" -m qwen_vl_axera.chain check "${PLACE[@]}" "${CHECK[@]}")
+COMPILER=$("$CHAIN_PY" -m qwen_vl_axera.chain check "$CKPT" "${VIDEOS[@]}" "${PLACE[@]}" "${CHECK[@]}")
 [ -z "$COMPILER" ] || printf 'NPU compiler: %s\n' "$COMPILER"
 
 flags() { # flags ARRAY [VARIABLE --FLAG]...: the flags of those variables that are set
@@ -143,6 +143,7 @@ flags() { # flags ARRAY [VARIABLE --FLAG]...: the flags of those variables that 
     done
 }
 flags CLIP_FLAGS NUM_FRAMES --num-frames FPS --fps SIZE --size
+flags IMAGE_FLAGS IMAGE_SIZE --size
 flags CALIB_FLAGS NUM_SAMPLES --num-samples
 [ "${INPUT:-}" != normalized ] || CALIB_FLAGS+=(--format image) # as its configuration has it
 flags CHIP_FLAGS CHIP --chip
@@ -157,11 +158,35 @@ form() { printf '%s' "${WINDOW_MODE:-$("$CHAIN_PY" -m qwen_vl_axera.chain form -
 TEXT=()
 [ "${GENERATE:-0}" = 0 ] || TEXT=(--generate)
 
-step() { # step NAME COMMAND...: runs it, or skips it; qwen_vl_axera/chain/steps.py knows what it reads and writes
+MODELS=(video) PICTURES=() LEFT=()
+if [ -n "${IMAGE_SIZE:-}" ]; then
+    MODELS+=(image)
+    mapfile -d '' PICTURES < <("$CHAIN_PY" -m qwen_vl_axera.chain pictures calibration "${VIDEOS[@]}")
+    mapfile -d '' PICTURE < <("$CHAIN_PY" -m qwen_vl_axera.chain pictures capture "${VIDEOS[@]}")
+    [ ${#PICTURE[@]} -gt 0 ] || exit 2 # said
+fi
+vision() { # vision video|image: which model the next steps are about
+    VISION=$1 HERE=$WORKDIR GRAPH=$WORKDIR/${NAME}_vision OF="" INPUTS=("${VIDEOS[@]}")
+    CLIP=(--video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}") SIZES=() ANSWERS=("${TEXT[@]}")
+    [ "$VISION" = image ] || return 0
+    HERE=$WORKDIR/pictures GRAPH+=_image OF=" (pictures)" INPUTS=("${PICTURES[@]}")
+    CLIP=("${PICTURE[@]}" "${IMAGE_FLAGS[@]}") SIZES=("${IMAGE_FLAGS[@]}") ANSWERS=()
+}
+step() { # step NAME COMMAND...: runs it, or skips it, or keeps it for later; chain/steps.py knows its files
     local name=$1
     shift
+    if [ "$LATER" = 1 ]; then LEFT+=(-- "$@"); return; fi
     if [ "$DRY_RUN" = 1 ]; then run "$@"; return; fi
-    run "$PY" -m qwen_vl_axera.chain step "$name" "${PLACE[@]}" --mode "$MODE" "--compiler=$COMPILER" -- "$@"
+    run "$PY" -m qwen_vl_axera.chain step "$name" "$CKPT" "${INPUTS[@]}" "${PLACE[@]}" --vision "$VISION" \
+        --mode "$MODE" "--compiler=$COMPILER" -- "$@"
+}
+reports() {
+    local model
+    for model in "${MODELS[@]}"; do
+        vision "$model"
+        [ "$DRY_RUN" = 0 ] && [ ! -f "$HERE/capture.json" ] ||
+            run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$HERE"
+    done
 }
 
 if [ "$DRY_RUN" = 0 ]; then
@@ -173,62 +198,74 @@ fi
 finish() {
     local code=$?
     flock -u 9 # a daemon that some command left behind must not keep it
-    if [ "$code" = 1 ] && [ -f "$WORKDIR/capture.json" ]; then
-        "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR" >&2 || true
-    fi
+    [ "$code" != 1 ] || reports >&2 || true
     exit "$code"
 }
 [ "$DRY_RUN" = 1 ] || trap finish EXIT
 
 # ---- the chain
 
-say "1 transformers' vision tower, step by step"
-step capture "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" --video "${VIDEOS[0]}" "${CLIP_FLAGS[@]}" \
-    --workdir "$WORKDIR"
-
 export_as() { # export_as FORM: of the window attention
-    say "2 PyTorch -> ONNX"
-    step export "$PY" "$ROOT/export.py" "$CKPT" video --window-mode "$1" "${FORM_FLAGS[@]}" --workdir "$WORKDIR"
+    say "2 PyTorch -> ONNX$OF"
+    step export "$PY" "$ROOT/export.py" "$CKPT" "$VISION" "--window-mode=$1" "${SIZES[@]}" "${FORM_FLAGS[@]}" \
+        --workdir "$WORKDIR"
 
-    say "3 ONNX in the vision tower's place"
-    step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" "${TEXT[@]}" --workdir "$WORKDIR"
+    say "3 ONNX in the vision tower's place$OF"
+    step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" --onnx "$GRAPH.onnx" "${GRAPH}_uint8.onnx" \
+        "${ANSWERS[@]}" --workdir "$HERE"
 }
 FORM=$(form)
-export_as "$FORM"
+for model in "${MODELS[@]}"; do
+    vision "$model"
+    say "1 transformers' vision tower, step by step$OF"
+    step capture "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" "${CLIP[@]}" --workdir "$HERE"
 
-say "4 calibration set"
-step calibration "$PY" "$ROOT/get_calib.py" --inputs "${VIDEOS[@]}" "${CALIB_FLAGS[@]}" --workdir "$WORKDIR"
+    export_as "$FORM"
 
-say "is everything in place for the compiler?"
-PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --out "$OUT" --workdir "$WORKDIR" \
-    "${LENGTHS[@]}" "${CHIP_FLAGS[@]}")
-# Without the compiler the table is information; with it, a failed check stops here.
-if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" || true; fi
+    say "4 calibration set$OF"
+    step calibration "$PY" "$ROOT/get_calib.py" --inputs "${INPUTS[@]}" "${CALIB_FLAGS[@]}" --workdir "$HERE"
+
+    say "is everything in place for the compiler?$OF"
+    PREFLIGHT=("$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --onnx "$GRAPH.onnx" --out "$OUT" \
+        --workdir "$HERE" "${LENGTHS[@]}" "${CHIP_FLAGS[@]}")
+    # Without the compiler the table is information; with it, a failed check stops here.
+    if [ "$NPU_BUILD" = 1 ]; then run "${PREFLIGHT[@]}"; else run "${PREFLIGHT[@]}" || true; fi
+done
 
 if [ "${QUANTIZE:-vendor}" = vendor ] && [ -f "$WORKDIR/quantization.json" ]; then
     run "$PY" -m qwen_vl_axera.quantization.advice --workdir "$WORKDIR"
 fi
 
-if [ "$NPU_BUILD" = 1 ] && [ "${PROBE:-1}" = 1 ]; then
+# ---- the compiler's part; without a compiler it is written down
+
+LATER=$((1 - NPU_BUILD))
+if [ "${PROBE:-1}" = 1 ]; then
+    vision video
     say "two blocks of the tower -> NPU: which form compiles, and computes the same?"
     step npu-probe "$PY" "$ROOT/probe_build.py" "$CKPT" --config "$CONFIG" "${PROBE_FLAGS[@]}" "${CHIP_FLAGS[@]}" \
         --workdir "$WORKDIR"
-    [ "$(form)" = "$FORM" ] || export_as "$(form)"
+    FOUND=$(form)
+    [ "$LATER" = 0 ] || [ -n "${WINDOW_MODE:-}" ] || FOUND=@form # as the probe will find
+    if [ "$FOUND" != "$FORM" ]; then
+        for model in "${MODELS[@]}"; do vision "$model" && export_as "$FOUND"; done
+    fi
 fi
+for model in "${MODELS[@]}"; do
+    vision "$model"
+    AXMODEL=$OUT/$(basename -- "$GRAPH").axmodel
+    say "vision graph -> NPU$OF"
+    step npu-vision "$PY" -m qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" --workdir "$HERE" \
+        "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}" --deliver "$AXMODEL"
 
-BUILD=(build "$GRAPH.onnx" --config "$CONFIG" --workdir "$WORKDIR" "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}")
-LLM_BUILD=(llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${LLM_FLAGS[@]}" "${CHIP_FLAGS[@]}" "${LLM_EXTRA[@]}")
-if [ "$NPU_BUILD" = 1 ]; then
-    say "vision graph -> NPU"
-    step npu-vision "$PY" -m qwen_vl_axera.compiler "${BUILD[@]}" --deliver "$AXMODEL"
-
-    say "compiled model against ONNX"
-    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" \
-        --config "$CONFIG" --workdir "$WORKDIR"
-
-    say "language model -> NPU"
-    step npu-language "$PY" -m qwen_vl_axera.compiler "${LLM_BUILD[@]}"
-fi
+    say "compiled model against ONNX$OF"
+    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
+        --workdir "$HERE"
+done
+vision video
+say "language model -> NPU"
+step npu-language "$PY" -m qwen_vl_axera.compiler llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${LLM_FLAGS[@]}" \
+    "${CHIP_FLAGS[@]}" "${LLM_EXTRA[@]}"
+LATER=0
 
 say "5 token embeddings"
 step embedding "$PY" "$ROOT/extract_embedding.py" "$CKPT" "$OUT"
@@ -241,12 +278,12 @@ if [ "$NPU_BUILD" = 0 ]; then
     say "NPU build: left to do"
     PRINT=()
     [ "$DRY_RUN" = 0 ] || PRINT=(--print)
-    "$CHAIN_PY" -m qwen_vl_axera.chain left "${PLACE[@]}" "${PRINT[@]}" \
-        -- "${BUILD[@]}" -- "${LLM_BUILD[@]}" -- "${PACKAGE[@]}" --require-complete
+    "$CHAIN_PY" -m qwen_vl_axera.chain left --workdir "$WORKDIR" --form "$FORM" "${PRINT[@]}" \
+        "${LEFT[@]}" -- "${PACKAGE[@]}" --require-complete
 fi
 
 say "report"
-run "$PY" "$ROOT/make_report.py" "$CKPT" --workdir "$WORKDIR"
+reports
 
 if [ "$DRY_RUN" = 1 ]; then
     printf '\ndry run: nothing was done\n'

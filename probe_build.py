@@ -42,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
-    from qwen_vl_axera.compiler.probe import probe, verdict
-    from qwen_vl_axera.compiler.record import Probe
     from qwen_vl_axera.compiler.tool import VARIABLE, find_tool
     from qwen_vl_axera.fidelity.gate import find_graphs
     from qwen_vl_axera.files import write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
     from qwen_vl_axera.preflight.plan import CONFIGS
+    from qwen_vl_axera.probe.record import Probe
+    from qwen_vl_axera.probe.run import probe, verdict
 
     workdir = cli.made_workdir(args.workdir, "export.py")
     checkpoint = Checkpoint(args.ckpt)

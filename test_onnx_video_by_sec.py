@@ -1,6 +1,6 @@
 """Step 3: run the ONNX graphs in the vision tower's place, step by step, and compare with transformers.
 
-    python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE] [--report FILE]
+    python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE...] [--report FILE]
                                      [--generate] [--prompt T...] [--max-new-tokens N] [--dtype D] [--device D]
                                      [--num-frames N] [--fps F] [--workdir DIR]
 
@@ -23,7 +23,9 @@ def build_parser():
     parser = cli.parser(__doc__)
     cli.add_checkpoint(parser)
     cli.add_video(parser, "the captured clip")
-    parser.add_argument("--onnx", type=Path, metavar="FILE", help="one graph (default: both of export.py video)")
+    parser.add_argument(
+        "--onnx", type=Path, nargs="+", metavar="FILE", help="the graphs (default: both of export.py video)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
     cli.add_text(parser, prompts=2)
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in (report_file, tokens_file):
         check_output(file)
     device = cli.device(args) if args.video or args.generate else "cpu"
-    graphs = [args.onnx] if args.onnx else find_graphs(checkpoint.name, workdir)
+    graphs = args.onnx or find_graphs(checkpoint.name, workdir)
     for graph in graphs:
         read_spec(load_graph(graph), graph)  # a mistyped one costs no earlier verdict
     clip_dir = workdir

@@ -207,7 +207,7 @@ def run(
     last_opened.clear()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signals.caught)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a run in the background ignores it
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a run in the background ignores it
             signal.signal(signal.SIGINT, signals.caught)
     _settle()
     try:

@@ -25,6 +25,7 @@ STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # exp
 PROBE = "probe.json"  # probe_build.py
 QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py
 REPORT = "report.html"
+PICTURES = "pictures"  # the directory, in it, of what the steps hand each other about the picture model
 
 # What `pulsar2 llm_build` writes, and the embeddings that it does not.
 POST_MODEL = "qwen2_5_vl_post.axmodel"

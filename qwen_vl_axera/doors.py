@@ -19,7 +19,6 @@ from qwen_vl_axera.errors import InputError
 
 MAX_JSON = 32 << 20  # bytes; tokenizer.json, the largest of a real checkpoint, has 11 MB
 MOST_DIGITS = 400  # of a whole number: float64 ends below it, Python's own limit is 4300
-MEMORY_SHARE = 0.5  # of what is free: the most that one input may make us ask for
 
 KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -187,47 +186,6 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: would be replaced, expected a file or nothing, found {kind_of(mode)}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no directory {path.parent}")
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, of its control group, of its own limit."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    for most, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limits = [line.strip() for name in (most, used) for line in _lines(name)[:1]]
-        if len(limits) == 2 and all(text.isdigit() for text in limits):
-            found.append(max(0, int(limits[0]) - int(limits[1])))
-    return min(found)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def check_memory(needed: int, what: str) -> None:
-    """Refuses what this machine's memory can't hold, before anything of it is allocated.
-
-    Args:
-        needed: bytes, at least.
-        what: what needs them, for the message.
-
-    Raises:
-        InputError: it is more than half of what is free.
-    """
-    free = available_memory()
-    if needed > MEMORY_SHARE * free:
-        raise InputError(
-            f"{what} takes at least {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free here "
-            f"(at most {MEMORY_SHARE:.0%} of it may be asked for)"
-        )
 
 
 def printable(text: object) -> str:

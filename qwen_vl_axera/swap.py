@@ -6,23 +6,87 @@ import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl_axera.files import remove_leftovers
+from qwen_vl_axera.doors import check_output
+from qwen_vl_axera.files import made_directory, remove_leftovers
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
-def temporary_directory(target: Path) -> tuple[Path, int]:
-    """A directory beside `target` to build its successor in; those that killed runs have left are removed.
+STAGING = ".staging.tmp-"  # how a directory of files that wait for their names begins
+
+
+@dataclass
+class Staging:
+    """Files on their way into a directory.
+
+    Attributes:
+        directory: where they are written, under the names that they will have.
+        target: where they go.
+        gone: names in `target` that go when the others come.
+    """
+
+    directory: Path
+    target: Path
+    gone: set[str] = field(default_factory=set)
+
+    def files(self) -> dict[str, Path]:
+        """Those that were written, by their names under `target`."""
+        paths = sorted(path for path in self.directory.rglob("*") if path.is_file())
+        return {path.relative_to(self.directory).as_posix(): path for path in paths}
+
+    def land(self, seal: str) -> None:
+        """Moves them; the file `seal` goes first and comes last, so that it never stands beside a mixture.
+
+        Raises:
+            InputError: something else than a regular file has one of the names; nothing was moved.
+        """
+        files = self.files()
+        for name in files:
+            made_directory((self.target / name).parent)
+            check_output(self.target / name)
+        (self.target / seal).unlink(missing_ok=True)
+        sealed = files.pop(seal)
+        for name, path in files.items():
+            os.replace(path, self.target / name)
+        for name in self.gone:
+            (self.target / name).unlink(missing_ok=True)
+        os.replace(sealed, self.target / seal)
+
+
+@contextmanager
+def staged(target: Path, seal: str) -> Iterator[Staging]:
+    """A place for new files of the directory `target`, which get their names there when the block ends well.
+
+    When it raises, `target` is as it was.
+
+    Args:
+        target: it must exist.
+        seal: the file that vouches for the others; it must be among them.
+    """
+    directory, lock = temporary_directory(target, STAGING)
+    try:
+        staging = Staging(directory, target)
+        yield staging
+        staging.land(seal)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def temporary_directory(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory; those of this prefix that killed runs have left are removed.
 
     Returns:
         The directory, and the descriptor of its lock: closed, it is nobody's any more.
     """
-    remove_leftovers(target.parent, f"{target.name}.tmp-")
+    remove_leftovers(parent, prefix)
     while True:
-        directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}.tmp-"))
+        directory = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
         with suppress(FileNotFoundError):  # swept away before it was locked
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             with suppress(OSError):  # a file system without locks: no run removes another one's

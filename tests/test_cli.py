@@ -181,6 +181,24 @@ def test_a_signal_while_reading(tiny_dir, frames_dir, tmp_path, monkeypatch, cap
     assert list(workdir.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["export.py"], ["-m", "qwen_vl_axera.chain"]], ids=["script", "module"])
+def test_an_interruption_of_the_imports(command, tmp_path):
+    """Our command line may be interrupted before our own code runs; a shell sees 130 of it."""
+    (tmp_path / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}"}
+    command = [sys.executable, *command, "--help"]
+    reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # as a shell in the foreground starts it
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, preexec_fn=reset)
+    assert done.returncode == -signal.SIGINT, done
+    assert done.stderr == ""
+
+
+def test_an_import_into_another_program_changes_no_handler():
+    code = "import signal, qwen_vl_axera.cli; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, preexec_fn=reset)
+
+
 def test_a_reader_that_leaves_is_no_error(frames_dir, tmp_path):
     """`script | head`: the pipe closes before the script prints."""
     flags = ["--inputs", frames_dir, "--size", "56", "56", "--num-samples", "2", "--workdir", tmp_path]

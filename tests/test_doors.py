@@ -120,9 +120,3 @@ def test_files_have_a_bound(tmp_path):
     assert doors.read_bytes(tmp_path / "x", 5) == b"12345"
     with pytest.raises(InputError, match="more than"):
         doors.read_bytes(tmp_path / "x", 4)
-
-
-def test_memory_has_a_bound():
-    doors.check_memory(1, "a byte")
-    with pytest.raises(InputError, match=r"a world takes at least .* GB"):
-        doors.check_memory(doors.available_memory(), "a world")

@@ -18,6 +18,7 @@ from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import Answer, read_fidelity
 from qwen_vl_axera.files import atomic_write, sha256_file, write_json
 from qwen_vl_axera.oracle.record import Capture, read_pixels
+from qwen_vl_axera.swap import Staging
 
 CHECK = "check"
 RECORD, RECORD_FORMAT = "check.json", 1  # check_board.py reads it
@@ -35,13 +36,13 @@ class TravellingClip:
 
 
 def write_clip(
-    checkpoint: Checkpoint, directory: Path, workdir: Path, capture: Capture | None, models: list[VisionModel]
+    checkpoint: Checkpoint, staging: Staging, workdir: Path, capture: Capture | None, models: list[VisionModel]
 ) -> TravellingClip:
     """Writes `OUT/check/`: the frames as PNG files that sort, and `check.json`.
 
     Args:
         checkpoint: the model.
-        directory: OUT.
+        staging: of OUT.
         workdir: holds pixels.npy, and fidelity.json where step 3 has run.
         capture: the clip; None: there is none, and nothing is written.
         models: those of the package; the clip belongs to the one of its size.
@@ -49,13 +50,17 @@ def write_clip(
     Raises:
         InputError: pixels.npy or fidelity.json is unusable.
     """
-    folder = directory / CHECK
+    before = staging.target / CHECK
     if reason := _why_not(checkpoint, workdir, capture, models):
-        left = f"; {CHECK}/ is left from an earlier run" if (folder / RECORD).is_file() else ""
+        left = f"; {CHECK}/ is left from an earlier run" if (before / RECORD).is_file() else ""
         return TravellingClip([], [f"no frames for check_board.py: {reason}{left}"])
-    folder.mkdir(exist_ok=True)
-    (folder / RECORD).unlink(missing_ok=True)  # it never describes other frames
+    folder = staging.directory / CHECK
+    folder.mkdir()
     names = _write_frames(folder, workdir, capture)
+    others = sorted(path.name for path in before.iterdir()) if before.is_dir() else []
+    others = [name for name in others if name not in {*names, RECORD}]
+    stale = [name for name in others if FRAME.fullmatch(name)]  # those of a longer clip, from an earlier run
+    staging.gone |= {f"{CHECK}/{name}" for name in stale}
     questions, warnings = _questions(workdir)
     record = {
         "format": RECORD_FORMAT,
@@ -68,7 +73,10 @@ def write_clip(
     }
     write_json(folder / RECORD, record)
     late = late_clip(capture, checkpoint.config.vision.tokens_per_second, KV_CACHE_LEN)
-    warnings += _foreign(folder, names) + ([late] if late else [])
+    foreign = [name for name in others if name not in stale]
+    if foreign:
+        warnings.append(f"{CHECK}/{foreign[0]} is none of ours: the board would take a picture for a frame")
+    warnings += [late] if late else []
     return TravellingClip([f"{CHECK}/{name}" for name in [*names, RECORD]], warnings)
 
 
@@ -102,9 +110,6 @@ def _write_frames(folder: Path, workdir: Path, capture: Capture) -> list[str]:
         Image.fromarray(pair[number % TEMPORAL_PATCH_SIZE]).save(buffer, "PNG")
         with atomic_write(folder / name) as file:
             file.write(buffer.getbuffer())
-    for path in folder.iterdir():  # those of a longer clip, from an earlier run
-        if FRAME.fullmatch(path.name) and path.name not in names:
-            path.unlink()
     return names
 
 
@@ -135,8 +140,3 @@ def _question(answer: Answer) -> dict[str, Any]:
         "transformers": {"text": answer.reference, "token_ids": answer.reference_ids},
         "onnx": {"text": answer.onnx, "token_ids": answer.onnx_ids},
     }
-
-
-def _foreign(folder: Path, names: list[str]) -> list[str]:
-    others = sorted(path.name for path in folder.iterdir() if path.name not in {*names, RECORD})
-    return [f"{CHECK}/{others[0]} is none of ours: the board would take a picture for a frame"] if others else []

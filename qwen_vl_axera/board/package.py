@@ -25,6 +25,7 @@ from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PR
 from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
+from qwen_vl_axera.swap import Staging, staged
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -67,6 +68,8 @@ class Package:
 def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len: int | None = None) -> Package:
     """Copies and writes what the host can make, counts what the NPU compiler makes, and writes the manifest.
 
+    Everything is written aside and checked before the first file gets its name: until then OUT is what it was.
+
     Args:
         checkpoint: the model.
         directory: OUT; made when missing. `pulsar2 llm_build` writes its layers there.
@@ -93,39 +96,38 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     directory.mkdir(parents=True, exist_ok=True)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
-    # From here on files are replaced: until the end there is no manifest that could take a mixture for a package.
-    (directory / MANIFEST).unlink(missing_ok=True)
-    parts = [Part("hub files", _copy_hub_files(checkpoint.directory, directory)), _tokenizer(checkpoint, directory)]
-    if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
-        extract_embedding(checkpoint, directory)
-    parts.append(Part("embeddings", [EMBEDDING_FILES["bfloat16"]]))
-    parts += [_vision(model, directory, build_output) for model in models]
-    if not models:
-        parts.append(
-            Part("vision", [], [f"{graph_stem(checkpoint.name, 'video')}.axmodel"], "export.py, then pulsar2 build")
-        )
-    post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
-    capture = settings.find_capture(workdir)
-    time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
-    names = settings.write_settings(checkpoint, directory, models, prefill_len, time)
-    clip = write_clip(checkpoint, directory, workdir, capture, models)
-    parts += [layers, post, Part("runtime's settings", names), Part("frames and answers", clip.files)]
-    for name in SCRIPTS:
-        copy_file(Path(__file__).resolve().parents[2] / name, directory / name)
-    parts.append(Part("scripts", list(SCRIPTS)))
+    with staged(directory, MANIFEST) as staging:
+        new = staging.directory
+        parts = [Part("hub files", _copy_hub_files(checkpoint.directory, new)), _tokenizer(checkpoint, new)]
+        if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
+            extract_embedding(checkpoint, directory)
+        parts.append(Part("embeddings", [EMBEDDING_FILES["bfloat16"]]))
+        parts += [_vision(model, staging, build_output) for model in models]
+        if not models:
+            name = f"{graph_stem(checkpoint.name, 'video')}.axmodel"
+            parts.append(Part("vision", [], [name], "export.py, then pulsar2 build"))
+        post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
+        capture = settings.find_capture(workdir)
+        time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
+        names = settings.write_settings(checkpoint, new, models, prefill_len, time)
+        clip = write_clip(checkpoint, staging, workdir, capture, models)
+        parts += [layers, post, Part("runtime's settings", names), Part("frames and answers", clip.files)]
+        for name in SCRIPTS:
+            copy_file(Path(__file__).resolve().parents[2] / name, new / name)
+        parts.append(Part("scripts", list(SCRIPTS)))
 
-    warnings = _warnings(directory, models, time) + clip.warnings
-    missing = sorted(name for part in parts for name in part.missing)
-    files = _hash_files(directory, leave_out={checkpoint.directory.resolve(), workdir.resolve()})
-    _check_embedding(checkpoint, directory, files)
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "checkpoint": checkpoint.name,
-        "complete": not missing,
-        "missing": missing,
-        "files": files,
-    }
-    write_json(directory / MANIFEST, manifest)
+        warnings = _warnings(directory, models, time) + clip.warnings
+        missing = sorted(name for part in parts for name in part.missing)
+        files = _hash_files(staging, leave_out={checkpoint.directory.resolve(), workdir.resolve()})
+        _check_embedding(checkpoint, directory, files)
+        manifest = {
+            "format": MANIFEST_FORMAT,
+            "checkpoint": checkpoint.name,
+            "complete": not missing,
+            "missing": missing,
+            "files": files,
+        }
+        write_json(new / MANIFEST, manifest)
     return Package(directory, parts, warnings, manifest)
 
 
@@ -153,8 +155,6 @@ def copy_file(source: Path, target: Path) -> None:
         InputError: the source is missing or a link to nothing.
     """
     check_file(source)
-    if target.exists() and source.samefile(target):
-        return
     size = source.stat().st_size
     with (
         progress.stage(f"copy {source.name}", size) as stage,
@@ -201,11 +201,12 @@ def _present(directory: Path, name: str, files: list[str], remedy: str) -> Part:
     return Part(name, there, [file for file in files if file not in there], remedy)
 
 
-def _vision(model: VisionModel, directory: Path, build_output: Path) -> Part:
-    built = build_output / model.file
-    if built.is_file():
-        copy_file(built, directory / model.file)
-    return _present(directory, f"vision {model.directory}", [model.file], "pulsar2 build")
+def _vision(model: VisionModel, staging: Staging, build_output: Path) -> Part:
+    built, place = build_output / model.file, staging.target
+    if built.is_file() and not ((place / model.file).exists() and built.samefile(place / model.file)):
+        copy_file(built, staging.directory / model.file)
+        place = staging.directory
+    return _present(place, f"vision {model.directory}", [model.file], "pulsar2 build")
 
 
 def _warnings(directory: Path, models: list[VisionModel], time: TimeSettings) -> list[str]:
@@ -219,19 +220,20 @@ def _warnings(directory: Path, models: list[VisionModel], time: TimeSettings) ->
     return warnings
 
 
-def _hash_files(directory: Path, leave_out: set[Path]) -> list[dict]:
-    """Path, size and SHA-256 of every file under a directory, sorted; temporary files and the manifest excepted.
+def _hash_files(staging: Staging, leave_out: set[Path]) -> list[dict]:
+    """Path, size and SHA-256 of every file that the directory will have, sorted; manifest and hidden files excepted.
 
     Args:
-        directory: what to go through.
+        staging: the directory and what comes into it.
         leave_out: directories that may lie within it but are no part of it.
     """
-    paths = []
+    directory, paths = staging.target, []
     for folder, folders, names in os.walk(directory):
         hidden_or_other = {n for n in folders if n.startswith(".") or (Path(folder) / n).resolve() in leave_out}
         folders[:] = sorted(set(folders) - hidden_or_other - {"__pycache__"})
         paths += [p for name in names if not name.startswith(".") and (p := Path(folder) / name).is_file()]
     relative = {path.relative_to(directory).as_posix(): path for path in paths if path != directory / MANIFEST}
+    relative = {name: path for name, path in relative.items() if name not in staging.gone} | staging.files()
     entries = []
     with progress.stage("checksums", sum(path.stat().st_size for path in relative.values())) as stage:
         for name, path in sorted(relative.items()):

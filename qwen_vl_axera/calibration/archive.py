@@ -24,9 +24,10 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
-from qwen_vl_axera.doors import check_memory, kind_of
+from qwen_vl_axera.doors import kind_of
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import READ_SIZE, write_record
+from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.swap import repair_swap, swap_directories, temporary_directory
 
 SAMPLE_BYTES = (
@@ -91,7 +92,7 @@ def make_calibration_set(
     repair_swap(target)
     check_replaceable(target)
     check_memory(SAMPLE_BYTES * num_patches(*size), f"a sample of {size[0]}x{size[1]}")
-    building, lock = temporary_directory(target)
+    building, lock = temporary_directory(target.parent, f"{target.name}.tmp-")
     try:
         samples, thumbnails = _write_samples(building, sources, picks, size, format)
         if not samples:

@@ -54,7 +54,8 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
         _say(f"{step.name}: up to date")
         summarise(summary, step, stamp, skipped=True)
         return 0
-    existing = next((output for output in step.writes if os.path.lexists(output)), None)
+    replaced = (output for output in step.writes if output not in step.keeps)
+    existing = next(filter(os.path.lexists, replaced), None)
     if mode == "resume":
         _say(f"{step.name}: {reason}")
     elif mode == "run" and existing and reason:
@@ -74,7 +75,8 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
         if found is None:
             raise CheckFailed(f"{step.name}: the command ended well but did not make {output}")
         known = stamp and stamp["parts"] == parts and stamp["outputs"].get(printable(output)) == found
-        if before[output] == identity(output) and not known and step.compiler != "run":
+        left = before[output] == identity(output) and output not in step.keeps
+        if left and not known and step.compiler != "run":
             raise CheckFailed(f"{step.name}: the command ended well but left {output} as it was before")
     data = data_parts(step)
     if changed := differences({key: parts[key] for key in data}, data):

@@ -11,7 +11,8 @@
     npu-language    pulsar2 llm_build             checkpoint                     the layers and the head
     embedding       extract_embedding.py          checkpoint                     the embeddings
 
-Packaging and the report are quick and always run.
+The picture model goes through the same steps but for the probe and the last two: its graph lies beside the video's,
+over the same weights, everything else in WORKDIR/pictures. Packaging and the report are quick and always run.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ from qwen_vl_axera.contract import (
     FIDELITY,
     FIDELITY_TOKENS,
     LAYOUT_TENSORS,
+    MODES,
     ORACLE,
+    PICTURES,
     PIXELS,
     POST_MODEL,
     PROBE,
@@ -47,9 +50,10 @@ class Place:
 
     Attributes:
         checkpoint, workdir, out: directories.
-        videos: the first is captured, all calibrate.
+        videos: what the model is captured and calibrated with; only the first is captured.
         config: Pulsar2's build configuration.
         prefill_len: part of the layers' names.
+        mode: which vision model, one of MODES.
     """
 
     checkpoint: Path
@@ -58,6 +62,7 @@ class Place:
     videos: Sequence[Path]
     config: Path
     prefill_len: int
+    mode: str = MODES[0]
 
     @property
     def name(self) -> str:
@@ -65,14 +70,23 @@ class Place:
 
     @property
     def graph(self) -> str:
-        return graph_stem(self.name, "video")
+        return graph_stem(self.name, self.mode)
 
     @property
     def axmodel(self) -> Path:
         return self.out / f"{self.graph}.axmodel"
 
+    @property
+    def here(self) -> Path:
+        """The work directory of this vision model."""
+        return self.workdir / PICTURES if self.mode == "image" else self.workdir
+
     def work(self, *names: str) -> list[Path]:
-        """Files of the work directory."""
+        """Files of this vision model's work directory."""
+        return [self.here / name for name in names]
+
+    def graphs(self, *names: str) -> list[Path]:
+        """Graphs, and the weights that they share."""
         return [self.workdir / name for name in names]
 
 
@@ -84,6 +98,7 @@ class Step:
         name: its own.
         reads: files and directories.
         writes: files and directories; they must be there and new when it has ended.
+        keeps: those of `writes` that may stay as they are: the command compares them, byte by byte, before it writes.
         checkpoint: read as a whole, or None.
         compiler: what counts besides data: "" its own code; "asked" also the compiler's version; "run" nothing but
             the compiler's version and command line, whose outputs no line of ours can change.
@@ -95,6 +110,7 @@ class Step:
     checkpoint: Path | None = None
     compiler: str = ""
     command: Sequence[str] = field(default=())
+    keeps: Sequence[Path] = ()
 
 
 NAMES = ("capture", "export", "fidelity", "calibration", "npu-probe", "npu-vision", "npu-fidelity", "npu-language")
@@ -112,16 +128,16 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
     work, checkpoint = place.work, place.checkpoint
     layout = work(*(f"{name}.pth" for name in LAYOUT_TENSORS))
     capture = [*work(CAPTURE, PIXELS, ORACLE, EXACT, f"{STEP_PATCHES}.pth"), *layout]
-    graph, weights = f"{place.graph}.onnx", data_file(place.name)
-    uint8 = f"{place.graph}_uint8.onnx"
+    graph, uint8, weights = place.graphs(f"{place.graph}.onnx", f"{place.graph}_uint8.onnx", data_file(place.name))
     archive = work(f"{CALIB}/{ARCHIVE}")
     match name:
         case "capture":
             return Step(name, place.videos[:1], capture, checkpoint, command=command)
         case "export":
-            return Step(name, [*work(CAPTURE), *layout], work(graph, uint8, weights), checkpoint, command=command)
+            writes = [graph, uint8, weights]
+            return Step(name, [*work(CAPTURE), *layout], writes, checkpoint, command=command, keeps=[weights])
         case "fidelity":
-            reads = work(CAPTURE, PIXELS, ORACLE, EXACT, graph, uint8, weights)
+            reads = [*work(CAPTURE, PIXELS, ORACLE, EXACT), graph, uint8, weights]
             return Step(name, reads, work(FIDELITY, FIDELITY_TOKENS), checkpoint, command=command)
         case "calibration":
             writes = [*archive, *work(f"{CALIB}/{CALIB_MANIFEST}")]
@@ -130,10 +146,10 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
             reads = [*work(CAPTURE, PIXELS), *archive, place.config]
             return Step(name, reads, work(PROBE), checkpoint, compiler="asked", command=command)
         case "npu-vision":
-            reads = [*work(graph, weights), *archive, place.config]
+            reads = [graph, weights, *archive, place.config]
             return Step(name, reads, [place.axmodel], compiler="run", command=command)
         case "npu-fidelity":
-            reads = [place.axmodel, *work(CAPTURE, PIXELS, uint8, weights), place.config]
+            reads = [place.axmodel, *work(CAPTURE, PIXELS), uint8, weights, place.config]
             reads += [path for path in work(QUANTIZATION) if path.is_file()]  # a preview sets the limits
             return Step(name, reads, work(AXMODEL_FIDELITY), compiler="asked", command=command)
         case "npu-language":

@@ -63,6 +63,15 @@ def size(text: str) -> tuple[int, int]:
     return check_size(height, width)
 
 
+def misread(size: tuple[int, int]) -> str | None:
+    """Why the board can't have a model of this size; None when it can."""
+    try:
+        from qwen_vl_axera.board.sizes import misreading
+    except ImportError:  # no numpy yet
+        return None
+    return misreading(size)
+
+
 def chip(text: str) -> str:
     if text not in CHIPS:
         raise ValueError(f"a chip that `pulsar2 build` and `pulsar2 llm_build` both know: {', '.join(CHIPS)}")
@@ -91,11 +100,13 @@ def words(text: str) -> list[str]:
         raise ValueError(f"words as a shell reads them ({error})") from None
 
 
+SAME_SIZE = "the video's model is of this size and takes pictures, too: leave IMAGE_SIZE out, or set another"
 CHUNKED = "chunked"  # a LAST_KV_CACHE_LEN: as many chunks as the cache holds
 
 # name -> how its text is read, and what it is when it is not set
 VARIABLES: dict[str, tuple[Callable[[str], Any], Any]] = {
     "SIZE": (size, None),
+    "IMAGE_SIZE": (size, None),
     "NUM_FRAMES": (count, None),
     "FPS": (rate, None),
     "NUM_SAMPLES": (count, None),
@@ -131,6 +142,11 @@ def read_variables(environment: Mapping[str, str] = os.environ) -> dict[str, Any
             values[name] = read(text) if text else default
         except ValueError as error:
             raise InputError(f"{name}={text}: expected {str(error).rpartition('expected ')[2]}") from None
+    for name in ("SIZE", "IMAGE_SIZE"):
+        if problem := values[name] and misread(values[name]):
+            raise InputError(f"{name}: {problem}")
+    if values["IMAGE_SIZE"] and values["IMAGE_SIZE"] == values["SIZE"]:
+        raise InputError(f"IMAGE_SIZE={environment['IMAGE_SIZE']}: {SAME_SIZE}")
     if values["NUM_FRAMES"] and values["FPS"]:
         raise InputError("NUM_FRAMES and FPS: set one of them")
     if values["QUANTIZE"] == "mixed" and environment.get("CONFIG"):
@@ -169,7 +185,7 @@ def check_directories(place: Place) -> None:
     checkpoint = place.checkpoint.resolve()
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{place.checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
-    for name, path in (("WORKDIR", place.workdir), ("OUT", place.out)):
+    for name, path in (("WORKDIR", place.workdir), ("WORKDIR", place.here), ("OUT", place.out)):
         if path.exists() and not path.is_dir():
             raise InputError(f"{name}={path}: expected a directory, found a file")
         if path.resolve().is_relative_to(checkpoint):

@@ -2,7 +2,7 @@
 
 from qwen_vl_axera.checkpoint.config import ModelConfig, TextConfig
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.doors import check_memory
+from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.towers import find_tower
 
 FLOAT = 4  # bytes

@@ -13,9 +13,9 @@ import numpy as np
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, Checkpoint, TensorInfo, normalise_name, read_bytes
-from qwen_vl_axera.doors import check_memory
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json
+from qwen_vl_axera.memory import check_memory
 
 ATTENTION = "sdpa"  # PyTorch's own
 

@@ -25,9 +25,10 @@ from preprocess import (
     frame_shape,
 )
 from qwen_vl_axera.contract import NUM_FRAMES
-from qwen_vl_axera.doors import check_file, check_memory, open_file
+from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.frames.video import VideoFile, sample_frames
+from qwen_vl_axera.memory import check_memory
 
 DEFAULT_FPS = 1.0  # of directories and pictures
 PICTURES = {".bmp", ".jpeg", ".jpg", ".jpe", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -16,8 +16,9 @@ import numpy as np
 
 from preprocess import TEMPORAL_PATCH_SIZE
 from qwen_vl_axera.contract import NUM_FRAMES
-from qwen_vl_axera.doors import check_file, check_memory
+from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.memory import check_memory
 
 # FFmpeg's names of what is read. Playlists are not: they name other files, and addresses.
 CONTAINERS = {

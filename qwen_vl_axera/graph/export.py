@@ -11,7 +11,7 @@ from preprocess import MEAN, STD, check_size
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, GraphSpec, data_file
+from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, PICTURES, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
 
@@ -72,8 +72,7 @@ def export_vision(
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
     specs += [replace(spec, probe=True) for spec in specs] * probe
-    if mode == "video":
-        check_capture(workdir, layouts)
+    check_capture(workdir / PICTURES if mode == "image" else workdir, layouts)
     names = {spec: f"{spec.stem(checkpoint.name, sized=len(sizes) > 1)}.onnx" for spec in specs}
     check_shared_data(workdir, checkpoint.name, set(names.values()), floats[0].input)
 
@@ -84,7 +83,7 @@ def export_vision(
             stage.advance(len(models[spec].graph.node))
 
     # Weights first: a graph file never refers to data that is not there yet.
-    data.write(workdir, tower.weights(checkpoint, config, floats[0].input))
+    data.write(workdir, lambda: tower.weights(checkpoint, config, floats[0].input))
     for spec, model in models.items():
         write_graph(model, workdir / names[spec])
     return [ExportedGraph(workdir / name, spec, statistics(models[spec])) for spec, name in names.items()]
@@ -112,7 +111,7 @@ def describe(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Any]:
 
 
 def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -> None:
-    """Keeps graphs of an earlier export that use the data file about to be replaced.
+    """Keeps graphs of an earlier export that use the data file about to be replaced; a probe is soon made again.
 
     Raises:
         InputError: one of them was exported with another `--input`, whose weights are different ones.
@@ -121,7 +120,8 @@ def check_shared_data(workdir: Path, name: str, written: set[str], input: str) -
 
     for path in sorted(workdir.iterdir()):
         ours = path.name.startswith(f"{name}_vision") and path.suffix == ".onnx" and path.name not in written
-        if ours and read_metadata(load_graph(path)).get("input", input) != input:
+        metadata = read_metadata(load_graph(path)) if ours else {}
+        if not metadata.get("probe") and metadata.get("input", input) != input:
             raise InputError(
                 f"{path} was exported with another --input and shares {data_file(name)}: use the same "
                 "--input, another --workdir, or delete it"

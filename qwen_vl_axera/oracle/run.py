@@ -10,9 +10,9 @@ from preprocess import frames_to_patches
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.doors import check_memory
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.frames.media import Clip
+from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.oracle.record import Capture, save_capture, versions
 
 # Float32 and float64 differ by rounding alone, relative: nothing to look into.

@@ -11,9 +11,10 @@ import numpy as np
 
 from preprocess import MEAN, STD, num_patches
 from qwen_vl_axera.calibration.archive import NEAR_FRACTION, count_near, thumbnail
-from qwen_vl_axera.doors import check_memory, open_file
+from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.frames.media import open_picture
+from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.preflight.checks import Check
 
 CALIBRATE_AGAIN = "run get_calib.py again"

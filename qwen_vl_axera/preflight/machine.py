@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen_vl_axera.memory import memory
 from qwen_vl_axera.preflight.checks import Check
 
 # Reported: builds below it are killed silently at a high --parallel.
@@ -58,35 +59,16 @@ def memory_checks(graph: int) -> Iterator[Check]:
     Args:
         graph: bytes of the vision graph, weights included.
     """
-    total, available = memory()
-    if total is None:
-        yield Check("memory", "warning", "its size is unknown on this system", "make sure of 32 GB")
-        return
-    detail = f"{_gb(available)} of {_gb(total)} available"
-    if available < graph:
+    found = memory()
+    detail = f"{_gb(found.available)} of {_gb(found.total)} available"
+    if found.available < graph:
         remedy = "use a larger machine, or end other programs"
         yield Check("memory", "failed", f"{detail}; the graph alone takes {_gb(graph)}", remedy)
-    elif total < MEMORY_REPORTED:
+    elif found.total < MEMORY_REPORTED:
         detail += f"; llm_build was reported killed below {_gb(MEMORY_REPORTED)} at a high PARALLEL"
         yield Check("memory", "warning", detail, "set PARALLEL=4 or less, and do not build twice at a time")
     else:
         yield Check("memory", "ok", detail)
-
-
-def memory() -> tuple[int | None, int]:
-    """Total and available memory in bytes, swap left out; a container's limit counts. (None, 0) where unknown."""
-    try:
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-        total, available = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return None, 0
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return total, available
-    return min(total, limit), min(available, max(limit - used, 0))
 
 
 def _gb(size: int) -> str:

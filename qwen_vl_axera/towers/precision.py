@@ -31,19 +31,21 @@ def _float64_for_float32(value: Any) -> Any:
 def widened(modules: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[None]:
     """Lets modules compute in `dtype`, to the bit: each has its parameters widened while it runs, and no longer.
 
-    Parameters of the same name and shape share one buffer, so modules that have such must run one after the other.
+    Modules of the same parameters, such as a tower's blocks, use the same buffers, so they must run one after the
+    other; when one of another kind runs, the buffers of those before are given back.
     """
     wide: dict[tuple, Tensor] = {}
     stored: dict[nn.Parameter, Tensor] = {}  # of the module that runs
 
     def widen(module: nn.Module, args: tuple) -> None:
-        for name, parameter in module.named_parameters():
-            if parameter.dtype != dtype:
-                stored[parameter] = parameter.data
-                key = name, parameter.shape
-                if key not in wide:
-                    wide[key] = torch.empty_like(parameter, dtype=dtype)
-                parameter.data = wide[key].copy_(parameter.data)
+        narrow = {(name, p.shape): p for name, p in module.named_parameters() if p.dtype != dtype}
+        if narrow.keys() != wide.keys():
+            wide.clear()
+        for key, parameter in narrow.items():
+            stored[parameter] = parameter.data
+            if key not in wide:
+                wide[key] = torch.empty_like(parameter, dtype=dtype)
+            parameter.data = wide[key].copy_(parameter.data)
 
     def restore(module: nn.Module, args: tuple, output: Any) -> None:
         for parameter in module.parameters():

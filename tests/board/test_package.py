@@ -224,6 +224,35 @@ def test_embeddings_truncated_or_of_another_model(place):
     refused(place.package(), 1, "not this checkpoint's")
 
 
+def everything(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def test_a_refused_run_leaves_the_package_as_it_was(place):
+    """Its manifest, too: what is uploaded then is the earlier package, and whole."""
+    place.build_all()
+    assert place.package().returncode == 0
+    embedding = place.out / "model.embed_tokens.weight.bfloat16.bin"
+    good = embedding.read_bytes()
+    write_capture(place.work, fps=2.0)  # other settings would come
+    (place.work / "build-output").mkdir()
+    (place.work / "build-output" / f"{place.name}_vision.axmodel").write_bytes(b"another")
+    flip(embedding)
+    before = everything(place.out)
+    refused(place.package(), 1, embedding.name)
+    assert everything(place.out) == before
+    embedding.write_bytes(good)
+    (place.out / "vocab.json").unlink()
+    (place.out / "vocab.json").mkdir()
+    before = everything(place.out)
+    refused(place.package(), 2, "vocab.json", "directory")
+    assert everything(place.out) == before
+    (place.out / "vocab.json").rmdir()
+    assert place.package("--require-complete").returncode == 0
+    assert (place.out / f"{place.name}_vision.axmodel").read_bytes() == b"another"
+    assert place.check().returncode == 0
+
+
 def test_hub_cache_links_are_followed(place, model, tmp_path):
     cache, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     cache.mkdir()

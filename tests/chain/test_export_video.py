@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from preprocess import to_graph_input
+from qwen_vl_axera.graph.files import load_graph, read_metadata
 from tests.conftest import ROOT
 
 STAND_IN = ROOT / "tests" / "stand_in"
@@ -80,7 +81,8 @@ def test_the_commands_that_are_left_are_the_documented_ones(host):
     assert subprocess.run(["bash", "-n", base / "pulsar2_commands.sh"]).returncode == 0
     assert os.access(base / "pulsar2_commands.sh", os.X_OK)
     assert script.strip() in process.stdout
-    build, language = (shlex.split(line.strip("()")) for line in script.splitlines() if "pulsar2 " in line)
+    lines = script.splitlines()
+    build, language = (shlex.split(line.strip("()")) for line in lines if line.startswith("(") and "pulsar2 " in line)
     assert options(build[build.index("pulsar2") :]) == {
         "--input": "./-tiny 模型_vision.onnx",
         "--config": str(ROOT / "config_video.json"),
@@ -98,6 +100,23 @@ def test_the_commands_that_are_left_are_the_documented_ones(host):
         "--parallel": "32",
         "--chip": "AX650",
     }
+
+
+def test_what_is_left_runs_as_the_chain_does(host):
+    """The probe first; the form that it finds is exported; the model is compared; the package is whole."""
+    base, _ = host
+    env = os.environ | {"PATH": f"{STAND_IN}:{os.environ['PATH']}", "STAND_IN_LOG": str(base / "log.jsonl")}
+    env |= {"STAND_IN_COMPUTE": sys.executable, "STAND_IN_REFUSE": "grouped"}
+    process = subprocess.run([base / "pulsar2_commands.sh"], env=env, cwd="/", capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert [call[0] for call in calls(base) if call[0] != "version"] == [
+        *("build", "build", "run"),  # the probe: grouped does not compile, folded does
+        *("build", "run", "llm_build"),
+    ]
+    name = "-tiny 模型"
+    assert read_metadata(load_graph(base / f"{name}_vision.onnx"))["window_mode"] == "folded"
+    assert json.loads((base / "axmodel_fidelity.json").read_text())["passed"]
+    assert json.loads((base / f"{name}-AX650" / "manifest.json").read_text())["complete"]
 
 
 def options(argv: list[str]) -> dict[str, str]:
@@ -259,6 +278,7 @@ def test_a_missing_video(tiny_dir, tmp_path):
         ({"PARALLEL": "0"}, "PARALLEL=0"),
         ({"KV_CACHE_LEN": "511"}, "does not fit a kv cache of 511"),
         ({"SIZE": "300 308"}, "the nearest is 308 308"),
+        ({"IMAGE_SIZE": "300 308"}, "IMAGE_SIZE=300 308: expected multiples of 28; the nearest is 308 308"),
         ({"QUANTIZE": "all8"}, "QUANTIZE=all8: expected vendor or mixed"),
         ({"QUANTIZE": "mixed"}, "config_video_mixed.json is missing: run this once with --host-only"),
     ],

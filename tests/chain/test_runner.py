@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -215,6 +216,14 @@ def test_output_of_other_inputs_that_is_left_alone_is_not_trusted(place, said):
     said(0)
     said(place.run("force"), f"left {place.target} as it was before", expected=1)
     assert not place.stamp.exists()
+
+
+def test_output_that_its_command_compares_may_be_left_alone(place):
+    place.run()
+    place.source.write_text("others")
+    step = replace(place.step(), command=["true"], keeps=[place.target])
+    assert run_step(step, place.workdir, place.workdir / "steps.json", "resume") == 0
+    assert place.stamp.exists() and place.runs == 1
 
 
 def test_output_may_be_left_alone_when_nothing_changed(place):

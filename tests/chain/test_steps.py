@@ -1,6 +1,7 @@
 """The declarations: every script's outputs, by what the scripts really write."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,16 @@ def test_capture_and_export_write_what_is_declared_and_nothing_else(place, tiny_
     capture_and_export(tiny_dir, place.workdir, frames_dir, (56, 84))
     written = {path for path in place.workdir.iterdir() if path.is_file()}
     assert written == {path for name in ("capture", "export") for path in declared(name, place).writes}
+
+
+def test_what_the_picture_model_reads_and_writes(place):
+    """Its own directory, but for the graph and the weights; nothing of the video's."""
+    video = {path for name in NAMES for path in declared(name, place).writes}
+    image = replace(place, mode="image")
+    made = {path for name in NAMES[:7] if name != "npu-probe" for path in declared(name, image).writes}
+    assert {path.name for path in made & video} == {"tiny_vision.onnx.data"}
+    outside = {path.name for path in made - video if path.parent not in (image.here, image.here / "calib")}
+    assert outside == {"tiny_vision_image.onnx", "tiny_vision_image_uint8.onnx", "tiny_vision_image.axmodel"}
 
 
 def test_every_layer_of_the_language_model_is_an_output(place, tiny_dir):

@@ -56,6 +56,10 @@ def test_extra_words_are_those_of_a_shell():
         ({"SIZE": "300 308"}, "SIZE=300 308: expected multiples of 28; the nearest is 308 308"),
         ({"SIZE": "308"}, 'expected height and width, such as "308 308"'),
         ({"SIZE": "28 5600"}, "below 200 times the other"),
+        ({"SIZE": "56 224"}, "SIZE: size 56 224: the board's runtime knows its area alone"),
+        ({"IMAGE_SIZE": "448"}, "IMAGE_SIZE=448: expected height and width"),
+        ({"IMAGE_SIZE": "56 224"}, "IMAGE_SIZE: size 56 224: the board's runtime knows its area alone"),
+        ({"IMAGE_SIZE": "308 308", "SIZE": "308 308"}, "the video's model is of this size and takes pictures, too"),
         ({"NUM_FRAMES": "0"}, "NUM_FRAMES=0: expected a whole number above 0"),
         ({"NUM_FRAMES": "8", "FPS": "1"}, "NUM_FRAMES and FPS: set one of them"),
         ({"FPS": "fast"}, "FPS=fast: expected a number above 0"),
@@ -107,6 +111,10 @@ def test_places_that_would_damage_what_is_read(tiny_dir, frames_dir, tmp_path):
     refused("WORKDIR=.* lies in the checkpoint", workdir=tiny_dir)
     refused("OUT=.* lies in the input", out=frames_dir / "out")
     refused("no such file or directory", videos=[tmp_path / "none.mp4"])
+    (tmp_path / "pictures").mkdir()
+    pictures = Place(tiny_dir, tmp_path, tmp_path / "out", [tmp_path / "pictures"], CONFIG, 512, mode="image")
+    with pytest.raises(InputError, match=r"WORKDIR=.*/pictures lies in the input"):
+        check_directories(pictures)
     refused("expected a directory with a Qwen2.5-VL checkpoint", checkpoint=tmp_path)
     (tmp_path / "file").touch()
     refused("OUT=.*found a file", out=tmp_path / "file")

@@ -123,6 +123,19 @@ def test_another_input_form_is_refused_and_leaves_the_video_graph_usable(capsys,
     assert_is_transformers_tower(tiny, workdir / "tiny_vision.onnx")
 
 
+def test_the_weights_of_a_second_export_stay_as_they_are(capsys, tiny_dir, workdir):
+    assert run(capsys, tiny_dir, "video", "--probe", "--workdir", workdir)[0] == 0
+    data = workdir / "tiny_vision.onnx.data"
+    before = data.stat()
+    assert run(capsys, tiny_dir, "image", "--size", 56, 56, "--workdir", workdir)[0] == 0
+    assert (data.stat().st_ino, data.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_probe_is_no_obstacle_to_another_input(capsys, tiny_dir, workdir):
+    assert run(capsys, tiny_dir, "video", "--probe", "--workdir", workdir)[0] == 0
+    assert run(capsys, tiny_dir, "video", "--input", "normalized", "--workdir", workdir)[0] == 0
+
+
 def test_several_sizes(capsys, tiny, tiny_dir, workdir):
     sizes = ("--size", 140, 252, "--size", 56, 84, "--size", 56, 84)
     code, out, _ = run(capsys, tiny_dir, "video", *sizes, "--workdir", workdir)

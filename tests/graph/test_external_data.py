@@ -14,7 +14,7 @@ WEIGHTS = {name: np.random.default_rng(0).normal(size=shape).astype(np.float32) 
 
 def test_onnx_reads_what_was_written(tmp_path):
     data = DataFile("x.data", SHAPES)
-    path = data.write(tmp_path, WEIGHTS.items())
+    path = data.write(tmp_path, WEIGHTS.items)
     assert path == tmp_path / "x.data" and path.stat().st_size == data.size
     assert all(start % ALIGNMENT == 0 for start, _ in data.places.values())
     model = helper.make_model(
@@ -37,5 +37,51 @@ def test_onnx_reads_what_was_written(tmp_path):
 def test_other_weights_than_announced_are_refused_and_the_old_file_stays(tmp_path, weights, words):
     (tmp_path / "x.data").write_bytes(b"old")
     with pytest.raises(InputError, match=words):
-        DataFile("x.data", SHAPES).write(tmp_path, weights.items())
+        DataFile("x.data", SHAPES).write(tmp_path, weights.items)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.data", b"old")]
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A data file, and whether writing these weights again replaces it."""
+    path = DataFile("x.data", SHAPES).write(tmp_path, WEIGHTS.items)
+
+    def replaced(weights=WEIGHTS) -> bool:
+        before = path.lstat().st_ino
+        DataFile("x.data", SHAPES).write(tmp_path, weights.items)
+        for name, (start, length) in DataFile("x.data", SHAPES).places.items():
+            assert path.read_bytes()[start : start + length] == weights[name].tobytes()
+        return path.lstat().st_ino != before
+
+    return path, replaced
+
+
+def test_the_same_bytes_stay_where_they_are(written):
+    _, replaced = written
+    assert not replaced()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_one_other_value_is_written(written, name):
+    _, replaced = written
+    other = WEIGHTS[name].copy()
+    other.reshape(-1)[-1] = np.nextafter(other.reshape(-1)[-1], np.float32(9))
+    assert replaced(WEIGHTS | {name: other})
+
+
+@pytest.mark.parametrize("damage", ["padding", "longer", "shorter", "link"])
+def test_a_damaged_file_is_written_anew(written, damage):
+    path, replaced = written
+    data = bytearray(path.read_bytes())
+    if damage == "padding":
+        data[100] = 1  # between two weights
+    elif damage == "longer":
+        data += b"x"
+    elif damage == "shorter":
+        del data[-1:]
+    if damage == "link":
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+    else:
+        path.write_bytes(data)
+    assert replaced() and not path.is_symlink()

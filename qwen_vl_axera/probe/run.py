@@ -1,7 +1,7 @@
 """A slice of the tower through the real compiler: minutes instead of hours until a user knows what to expect.
 
 The forms of the window attention are tried in order, until one compiles and computes what ONNX Runtime does. Of the
-compiler's own output two things are read: `max_cycle`, and `quant/quant_axmodel.json` (see `precision`).
+compiler's own output two things are read: `max_cycle`, and `quant/quant_axmodel.json` (see `compiler.precision`).
 """
 
 import re

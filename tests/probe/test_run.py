@@ -1,6 +1,7 @@
 """`probe_build.py` as a user runs it, with the stand-in: which form works, what it says, what it leaves."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -15,6 +16,13 @@ from tests.conftest import ROOT, run_main
 from tests.talking import capture_and_export
 
 STAND_IN = ROOT / "tests" / "stand_in" / "pulsar2"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith("STAND_IN_") or name == VARIABLE:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
