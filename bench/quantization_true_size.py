@@ -78,6 +78,7 @@ def section(results: dict[str, dict[str, Any]], peers: str | None) -> str:
     for kind, result in results.items():
         lines += [f"{KINDS[kind]}:", "```", result["table"].rstrip(), "```"]
     lines += [
+        "",
         f"| | calibration, {SAMPLES} samples | one configuration | search | whole command | peak memory |",
         "|---|---|---|---|---|---|",
     ]
