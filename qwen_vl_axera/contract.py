@@ -141,6 +141,11 @@ def data_file(name: str) -> str:
     return f"{graph_stem(name, 'video')}.onnx.data"
 
 
+def shared_place(workdir: Path) -> Path:
+    """Where the graphs and the preview of a work directory lie: those of the picture model are a directory above."""
+    return workdir.parent if workdir.name == PICTURES else workdir
+
+
 def layer_file(prefill_len: int | str, layer: int | str) -> str:
     """The name that `pulsar2 llm_build` gives a layer."""
     return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"

@@ -25,10 +25,13 @@ from itertools import groupby
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.chain.pictures import capture_flags, with_pictures
+from qwen_vl_axera.chain.pictures import capture_flags, remove_other_graphs, with_pictures
 from qwen_vl_axera.chain.steps import NAMES, Place, declared
 from qwen_vl_axera.chain.variables import (
+    SAME_SIZE,
+    check_config,
     check_directories,
+    check_outputs,
     extra_flags,
     length_flags,
     make_directories,
@@ -83,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         places = [place, *([replace(place, mode="image")] if values["IMAGE_SIZE"] else [])]
         for one in places:
             check_directories(one)
-        if not args.config.is_file():
-            raise InputError(f"CONFIG={args.config}: no such file")
+            if args.make:
+                check_outputs(one)
+        check_config(args.config)
         if args.make:
             make_directories(*(one.here / STAMPS for one in places), args.out)
         if args.ask:
@@ -94,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.chain.runner import run_step
 
     place = replace(place, mode=args.vision)
+    if (args.name, args.vision) == ("export", "video") and values["IMAGE_SIZE"]:
+        remove_other_graphs(replace(place, mode="image"), values["INPUT"])
+    if (args.name, args.vision) == ("capture", "image"):
+        check_image_size(values["IMAGE_SIZE"], args.workdir)
     step = declared(args.name, place, command)
     return run_step(step, place.here, place.here / STEPS, args.mode, args.compiler)
 
@@ -112,6 +120,18 @@ def picture_words(purpose: str, inputs: list[Path]) -> list[str]:
     if not found:
         print("note: no picture among the inputs: the videos' frames calibrate the picture model", file=sys.stderr)
     return [str(path) for path in found or inputs]
+
+
+def check_image_size(size: tuple[int, int], workdir: Path) -> None:
+    """That the picture model is not the video's once more, whose size may only now be known.
+
+    Raises:
+        InputError: it is.
+    """
+    from qwen_vl_axera.oracle.record import read_capture
+
+    if read_capture(workdir).size == size:
+        raise InputError(f"IMAGE_SIZE={size[0]} {size[1]}: {SAME_SIZE}")
 
 
 def print_compiler() -> None:
@@ -136,7 +156,7 @@ def leave(workdir: Path, words: list[str], form: str, only_print: bool) -> int:
     from qwen_vl_axera.chain.left_to_do import left_to_do, write_script
 
     steps = [list(step) for separates, step in groupby(words, "--".__eq__) if not separates]
-    ask = [sys.executable, "-m", "qwen_vl_axera.chain", "form", "--workdir", str(workdir)]
+    ask = [sys.executable, "-P", "-m", "qwen_vl_axera.chain", "form", "--workdir", str(workdir)]
     text = left_to_do(steps, ask, form)
     if not only_print:
         write_script(workdir / LEFT_TO_DO, text)

@@ -1,7 +1,10 @@
-"""Which inputs the picture model is captured and calibrated with: the pictures among them, else the videos' frames."""
+"""The picture model: which inputs it is captured and calibrated with, and its graphs when `--input` changes."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from qwen_vl_axera.chain.steps import Place
+from qwen_vl_axera.contract import INPUTS
 
 FRAMES = 2  # of a video in a picture's place: a step's
 
@@ -29,3 +32,20 @@ def capture_flags(inputs: Sequence[Path]) -> list[str]:
 
         first = list_pictures(first)[0]
     return ["--video", str(first)]
+
+
+def remove_other_graphs(place: Place, spec_input: str | None) -> None:
+    """Removes the picture model's graphs of another `--input`: this run makes them anew.
+
+    They would keep the video's export from replacing the weights that both share.
+
+    Args:
+        place: the run.
+        spec_input: one of INPUTS; None: the default.
+    """
+    from qwen_vl_axera.graph.files import load_graph, read_metadata
+
+    for path in place.graphs(f"{place.graph}.onnx", f"{place.graph}_uint8.onnx"):
+        wanted = spec_input or INPUTS[0]
+        if path.is_file() and read_metadata(load_graph(path)).get("input", wanted) != wanted:
+            path.unlink()

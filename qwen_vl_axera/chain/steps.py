@@ -113,8 +113,8 @@ class Step:
     keeps: Sequence[Path] = ()
 
 
-NAMES = ("capture", "export", "fidelity", "calibration", "npu-probe", "npu-vision", "npu-fidelity", "npu-language")
-NAMES += ("embedding",)
+HOST_STEPS = ("capture", "export", "fidelity", "calibration")
+NAMES = (*HOST_STEPS, "npu-probe", "npu-vision", "npu-fidelity", "npu-language", "embedding")
 
 
 def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
@@ -150,7 +150,7 @@ def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:
             return Step(name, reads, [place.axmodel], compiler="run", command=command)
         case "npu-fidelity":
             reads = [place.axmodel, *work(CAPTURE, PIXELS), uint8, weights, place.config]
-            reads += [path for path in work(QUANTIZATION) if path.is_file()]  # a preview sets the limits
+            reads += filter(Path.is_file, [place.workdir / QUANTIZATION])  # a preview sets the limits
             return Step(name, reads, work(AXMODEL_FIDELITY), compiler="asked", command=command)
         case "npu-language":
             return Step(name, (), language_models(place), checkpoint, compiler="run", command=command)

@@ -9,9 +9,11 @@ The variable PULSAR2 says where the tool is: a command, or docker:IMAGE; without
 PATH. With --print each of them writes its command as one line for a shell instead of running it, and needs no tool.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from qwen_vl_axera import cli
@@ -24,7 +26,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     version_command,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
-from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES
+from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES, GraphSpec
 from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file
@@ -85,11 +87,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"+ {command.line()}", file=sys.stderr)
         if args.step == "build":  # an earlier build's record must not be taken for this one's
             (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
-        execute(command)
+        execute(command, seconds=expected_seconds(args) if args.step == "build" else None)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]
             move_file(next(directory.glob(name)), args.deliver)
     return cli.EXIT_OK
+
+
+def expected_seconds(args: argparse.Namespace) -> float | None:
+    """How long a probe lets a build of its size expect to take; None where there was none."""
+    from qwen_vl_axera.graph.files import load_graph, read_spec
+    from qwen_vl_axera.probe.record import read_probe
+
+    with suppress(InputError):
+        probe, spec = read_probe(args.workdir), read_spec(load_graph(args.model), args.model)
+        if probe.whole and GraphSpec.from_metadata(probe.spec).size == spec.size:
+            return probe.whole.seconds
+    return None
 
 
 def parse_command(argv: Sequence[str]) -> Command:

@@ -5,7 +5,7 @@ command is a list of arguments: no shell reads it, except when somebody pastes i
 """
 
 import os
-import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -20,13 +20,16 @@ from typing import IO
 
 from qwen_vl_axera.compiler.container import Mounts, docker_argv
 from qwen_vl_axera.compiler.lock import one_build
+from qwen_vl_axera.compiler.stages import Stages
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
 DOCKER = "docker:"
 LAST_LINES = 12  # of a failed tool's output
+LONGEST = 2000  # bytes of a line that are looked at: a tool may never end one
 ASKING = 300  # seconds for a question such as -h: a container takes a while to start
 QUIET = 300  # seconds of silence after which a user should know that the tool still runs
+REDRAW = 5  # seconds after which the line that a terminal shows tells another time
 CLOCKS = 2  # seconds by which a file system's clock may lag
 
 
@@ -140,12 +143,13 @@ class Paths:
         return Command(name, argv, self.workdir, list(makes), list(expects), fresh)
 
 
-def execute(command: Command, watch: Callable[[str], None] = lambda line: None) -> None:
-    """Runs a command, its output streaming through; builds wait for each other.
+def execute(command: Command, watch: Callable[[str], None] = lambda line: None, seconds: float | None = None) -> None:
+    """Runs a command, its output streaming through, and tells how far it is; builds wait for each other.
 
     Args:
         command: what to run.
-        watch: receives each line that the tool has ended.
+        watch: receives each line that the tool has ended, of a very long one the end.
+        seconds: that it may take, where that is known.
 
     Raises:
         CheckFailed: it fails, is killed, or leaves out a file; the message ends with its last lines.
@@ -161,17 +165,28 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None) 
         with subprocess.Popen(command.argv, cwd=command.cwd, env=environment, **pipes) as process:
             streams = {process.stdout: sys.stdout, process.stderr: sys.stderr}
             begun = dict.fromkeys(streams, b"")  # lines that have no end yet
+            stages = Stages(command.name, seconds)
             try:
-                for stream, piece in _pieces(list(streams), command.name):
-                    streams[stream].buffer.write(piece)
-                    streams[stream].flush()
-                    *ended, begun[stream] = (begun[stream] + piece).replace(b"\r", b"\n").split(b"\n")
-                    for line in ended:
-                        lines.append(line)
-                        watch(line.decode("utf-8", "replace"))
+                for stream, piece in _pieces(list(streams), REDRAW if stages.terminal else QUIET):
+                    if stream is None:
+                        stages.silence()
+                    else:
+                        stages.clear()
+                        streams[stream].buffer.write(piece)
+                        streams[stream].flush()
+                        *ended, open_end = (begun[stream] + piece).replace(b"\r", b"\n").split(b"\n")
+                        begun[stream] = open_end[-LONGEST:]
+                        for line in (line[-LONGEST:] for line in ended):
+                            lines.append(line)
+                            stages.read(line.decode("utf-8", "replace"))
+                            watch(line.decode("utf-8", "replace"))
+                    if not any(begun.values()):
+                        stages.tell()
             except BaseException:
                 process.terminate()
                 raise
+            finally:
+                stages.clear()
         for stream, line in begun.items():
             if line:  # the tool did not end it
                 lines.append(line)
@@ -188,20 +203,20 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None) 
         )
 
 
-def _pieces(streams: list[IO[bytes]], name: str) -> Iterator[tuple[IO[bytes], bytes]]:
-    """What a tool writes, as it comes; a long silence is remarked on."""
-    silent = 0
-    while streams:
-        ready, _, _ = select.select(streams, [], [], QUIET)
-        silent = 0 if ready else silent + QUIET
-        if not ready:
-            minutes = silent / 60
-            print(f"{name}: still running; silent for {minutes:.0f} minutes", file=sys.stderr, flush=True)
-        for stream in ready:
-            if piece := stream.read(1 << 16):
-                yield stream, piece
-            else:
-                streams.remove(stream)
+def _pieces(streams: list[IO[bytes]], patience: float) -> Iterator[tuple[IO[bytes] | None, bytes]]:
+    """What a tool writes, as it comes; (None, b"") after so many seconds of silence."""
+    with selectors.DefaultSelector() as selector:
+        for stream in streams:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(patience)
+            if not ready:
+                yield None, b""
+            for key, _ in ready:
+                if piece := key.fileobj.read(1 << 16):
+                    yield key.fileobj, piece
+                else:
+                    selector.unregister(key.fileobj)
 
 
 def ask(command: Command) -> subprocess.CompletedProcess:

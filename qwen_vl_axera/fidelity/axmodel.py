@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.contract import AXMODEL_FIDELITY, BUILD_OUTPUT, INPUT_NAME, OUTPUT_NAME, QUANTIZATION
+from qwen_vl_axera.contract import AXMODEL_FIDELITY, BUILD_OUTPUT, INPUT_NAME, OUTPUT_NAME, QUANTIZATION, shared_place
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, compare, graph_report
 from qwen_vl_axera.fidelity.record import AxmodelFidelity
@@ -57,16 +57,18 @@ def limits(workdir: Path, config: Path | None) -> dict[str, float]:
     """How low cosines may be: as a preview of this configuration predicts, else the manual's own limit.
 
     A predicted loss may double, and grow by 0.01 at least: an inference, since no prediction was held against a board.
+    So is that what a preview says of the video's model holds for the picture model.
 
     Raises:
         InputError: `quantization.json` is not what a preview writes.
     """
     from qwen_vl_axera.quantization.record import read_quantization
 
-    if config is None or not (workdir / QUANTIZATION).is_file():
+    place = shared_place(workdir)
+    if config is None or not (place / QUANTIZATION).is_file():
         return AXMODEL_THRESHOLDS
     wanted = read_json(config)["quant"].get("layer_configs", [])
-    predicted = next((entry for entry in read_quantization(workdir).settings if entry.config == wanted), None)
+    predicted = next((entry for entry in read_quantization(place).settings if entry.config == wanted), None)
     if predicted is None:
         return AXMODEL_THRESHOLDS
     losses = 1 - predicted.mean_token_cosine, 1 - predicted.min_token_cosine

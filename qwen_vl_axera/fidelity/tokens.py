@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS, ORACLE, PICTURES
+from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS, ORACLE, shared_place
 from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import Graph
@@ -66,7 +66,7 @@ def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int,
     Args:
         path: the file.
         graph: its entry in `fidelity.json`.
-        workdir: holds the graph and transformers' answer; that of pictures has the graph beside it.
+        workdir: holds the graph and transformers' answer; of the picture model, the answer alone.
         shape: temporal steps, rows and columns of tokens of the captured clip.
 
     Raises:
@@ -77,8 +77,7 @@ def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int,
         with open_file(require(path, MADE_BY)) as stored, zipfile.ZipFile(stored) as archive:
             for file in (ORACLE, graph.file):
                 written = _member(archive, f"{file}/{SHA256}", (32,), np.uint8)
-                above = workdir.name == PICTURES and file != ORACLE
-                place = (workdir.parent if above else workdir) / file
+                place = (workdir if file == ORACLE else shared_place(workdir)) / file
                 if Path(file).name != file or not (written == _digest(require(place, "export.py"))).all():
                     raise InputError(f"{path} was made with another {file}: {again}")
             distance, ratio = (

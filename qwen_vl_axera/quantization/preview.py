@@ -37,7 +37,7 @@ ASSUMPTIONS = (
     ("inf", "so do Gather and Concat; a Concat has a type of its own"),
     ("D", "biases are float (conv_bias_data_type FP32)"),
     ("M", "nonlinear functions are tables and lose nothing"),
-    ("inf", "the output leaves in the type of the operator that computes it, the Gather at the end moves it"),
+    ("inf", "the output leaves in the type of the last Gemm, which computes it; nothing is moved behind it"),
     ("inf", "factors of a Mul (rotary cosines and sines) are quantised in its type over their own values"),
     ("inf", "smooth quantisation, which the vendor's recipe turns on, is not simulated"),
 )

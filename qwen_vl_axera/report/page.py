@@ -5,7 +5,6 @@ the patch images are turned back. A part that is absent, unreadable or of anothe
 that makes it.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +19,6 @@ from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.chain.record import read_steps
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import (
-    AXMODEL_FIDELITY,
     CALIB,
     CALIB_MANIFEST,
     CAPTURE,
@@ -29,22 +27,21 @@ from qwen_vl_axera.contract import (
     PREFLIGHT,
     STEPS,
 )
-from qwen_vl_axera.doors import check_file, check_output
+from qwen_vl_axera.doors import check_file, check_output, printable
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import read_axmodel_fidelity, read_fidelity
+from qwen_vl_axera.fidelity.record import read_fidelity
 from qwen_vl_axera.files import atomic_write
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_pixels
 from qwen_vl_axera.preflight.checks import read_outcome
+from qwen_vl_axera.report.build import axmodel_part, probe_part
 from qwen_vl_axera.report.figures import calibration_sheet, error_maps
-from qwen_vl_axera.report.parts import Part, read_part, read_text, shell_line
+from qwen_vl_axera.report.parts import Part, amount, read_part, read_text, shell_line, shorten
 from qwen_vl_axera.report.pictures import FLOOR, PATCH_ROWS, THUMBNAIL, data_uri, shrink
+from qwen_vl_axera.report.quantization import preview_part
 from qwen_vl_axera.report.verdict import Finding, findings, worst
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATES, TEMPLATE = Path(__file__).parent, "page.html.j2"
 MOST_FRAMES = 64  # shown; a report stays a page that a phone can open
-
-# Control characters break a page; bidirectional overrides let a file name pass for another.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -91,23 +88,24 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
 
 
 def render(context: dict[str, Any]) -> str:
-    """The page; every value is escaped, and cleaned of characters that do not print."""
+    """The page; every value is escaped, and characters that do not print or steer are shown as escapes."""
     import jinja2
 
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=_printable,
     )
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(context)
+    return environment.get_template(TEMPLATE).render(context)
 
 
 def _printable(value: Any) -> Any:
     # A macro's output is markup, made of values that were cleaned before.
     plain = isinstance(value, str) and not hasattr(value, "__html__")
-    return UNPRINTABLE.sub("\ufffd", value) if plain else value
+    return printable(value) if plain else value
 
 
 def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, Any]:
@@ -124,15 +122,18 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         lambda path: read_manifest(path.parent), calib / CALIB_MANIFEST, calibrate, f"{CALIB}/{CALIB_MANIFEST}"
     )
     unseen = next((part for part in (clip, fidelity) if part.value is None), None)
+    preview = commands.python("preview_quantization.py", "--evaluate", "OTHER_VIDEO", "--search")
     compiled = f"PULSAR2=docker:IMAGE {commands.pipeline}"
     parts = {
         "clip": clip,
         "patches": clip if clip.value is None else Part(patch_image(*clip.value)),
         "fidelity": fidelity,
         "maps": unseen or error_maps(workdir, *clip.value, fidelity.value, verify),
-        "axmodel": read_part(read_axmodel_fidelity, workdir / AXMODEL_FIDELITY, compiled),
         "calibration": manifest if manifest.value is None else Part(calibration_sheet(calib, manifest.value)),
+        "preview": preview_part(checkpoint, workdir, clip, preview),
         "checks": read_part(read_outcome, preflight, commands.python("preflight.py")),
+        "probe": probe_part(checkpoint, workdir, commands.python("probe_build.py")),
+        "axmodel": axmodel_part(checkpoint, workdir, clip, compiled),
         "steps": read_part(read_steps, workdir / STEPS, commands.pipeline),
         "build": read_part(read_text, workdir / LEFT_TO_DO, commands.pipeline),
     }
@@ -148,6 +149,8 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "amount": progress.format_bytes,
         "cosine": format_cosine,
         "shell_line": shell_line,
+        "shorten": shorten,
+        "figure": amount,
     }
 
 

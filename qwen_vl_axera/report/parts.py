@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,6 +12,7 @@ from qwen_vl_axera.errors import InputError
 
 T = TypeVar("T")
 LONGEST = 1 << 20  # bytes of a text file
+LONG = 600  # characters of a text within a table or a list
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,41 @@ def read_part(read: Callable[[Path], T], path: Path, command: str, name: str = "
         return Part(read(path))
     except InputError as error:
         return Part(None, f"{error}.", command)
+
+
+def check_newer(made: Path, inputs: Iterable[Path]) -> None:
+    """That a record is newer than what it is about; inputs that are not there are left out.
+
+    Raises:
+        InputError: an input has been made anew since.
+    """
+    written = made.stat().st_mtime_ns
+    for path in inputs:
+        if path.is_file() and path.stat().st_mtime_ns > written:
+            raise InputError(f"{made.name} is older than {path.name}: what it says is of an earlier one")
+
+
+@dataclass(frozen=True)
+class Clipped(Generic[T]):
+    """The first entries of a list, and how many more there are: a page stays one that a phone can open."""
+
+    shown: Sequence[T]
+    more: int
+
+
+def clipped(entries: Sequence[T], most: int) -> Clipped[T]:
+    """The first `most` entries."""
+    return Clipped(entries[:most], max(len(entries) - most, 0))
+
+
+def shorten(text: str, most: int = LONG) -> str:
+    """A text of unknown length, cut."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most} more characters)"
+
+
+def amount(value: float, digits: int = 2) -> str:
+    """A number of unknown size: decimals where they are few, else powers of ten."""
+    return f"{value:.{digits}f}" if value < 1e6 else f"{value:.1e}"
 
 
 def read_text(path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen_vl_axera.calibration.archive import NEAR_FRACTION
 from qwen_vl_axera.chain.record import StepCost
-from qwen_vl_axera.fidelity.record import AxmodelFidelity, Fidelity
+from qwen_vl_axera.fidelity.record import Fidelity
 from qwen_vl_axera.preflight.checks import Outcome
 from qwen_vl_axera.report.parts import Part
 
@@ -15,12 +15,19 @@ TITLES = {
     "clip": "The clip",
     "fidelity": "Fidelity",
     "maps": "Error of each token",
-    "axmodel": "The compiled model",
     "calibration": "Calibration set",
+    "preview": "8 bits where they hold",
     "checks": "Checks before the build",
+    "probe": "The probe",
+    "axmodel": "The compiled model",
     "steps": "Time and memory",
 }
-OPTIONAL = ("axmodel", "steps")  # absent after the host steps, or after steps by hand
+OPTIONAL = ("preview", "probe", "axmodel", "steps")  # absent after the host steps, or after steps by hand
+
+PRECISION = {
+    "warning": "an entry of layer_configs took effect in part.",
+    "failed": "an entry of layer_configs had no effect, or names what is not there.",
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,11 @@ def findings(parts: dict[str, Part]) -> list[Finding]:
         "patches": judge_patches,
         "fidelity": judge_fidelity,
         "maps": judge_maps,
-        "axmodel": judge_axmodel,
         "calibration": judge_calibration,
+        "preview": judge_preview,
         "checks": judge_checks,
+        "probe": judge_probe,
+        "axmodel": judge_axmodel,
         "steps": judge_steps,
     }
     found = [*missing(parts)]
@@ -96,13 +105,6 @@ def judge_maps(maps: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("failed", f"{maps['above']} tokens of {maps['file']} err too much.", "maps")
 
 
-def judge_axmodel(axmodel: AxmodelFidelity) -> Iterator[Finding]:
-    if axmodel.holds:
-        yield Finding("ok", "The compiled model keeps every threshold, on every step and token.", "axmodel")
-    else:
-        yield Finding("failed", "The compiled model misses a threshold.", "axmodel")
-
-
 def judge_calibration(sheet: dict[str, Any]) -> Iterator[Finding]:
     count = len(sheet["samples"])
     text = f"{count} calibration samples"
@@ -121,6 +123,50 @@ def judge_checks(outcome: Outcome) -> Iterator[Finding]:
             yield Finding(status, f"{title}: {', '.join(names)}.", "checks")
     if all(check.status == "ok" for check in outcome.checks):
         yield Finding("ok", f"Every check before the build is fine ({len(outcome.checks)}).", "checks")
+
+
+def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
+    mixed, search, floor = preview["mixed"], preview["search"], preview["settings"][0]
+    text = preview["text"] or {"changed": {}, "total": 0}
+    if mixed and text["changed"].get(mixed.name):
+        count = f"{text['changed'][mixed.name]} of {text['total']} answers change"
+        yield Finding("warning", f"Simulated: {count} under mixed.", "preview")
+    if search and not search["reached"]:
+        target = f"{search['target']:g}"
+        yield Finding("warning", f"Simulated: no mix of 8 and 16 bits stays within {target} of the floor.", "preview")
+    elif mixed and mixed.mac8 is not None:
+        loss = max(floor.mean_token_cosine - mixed.mean_token_cosine, floor.centred_cosine - mixed.centred_cosine, 0)
+        share = f"{mixed.mac8:.1%} of the products at 8 bits"
+        yield Finding("ok", f"Simulated: mixed has {share} and loses {loss:.4f} of a token’s cosine.", "preview")
+    else:
+        yield Finding("ok", f"Simulated under {len(preview['settings']) + preview['hidden'] - 1} settings.", "preview")
+
+
+def judge_probe(probe: dict[str, Any]) -> Iterator[Finding]:
+    precision = probe["precision"]
+    if probe["form"] is None:
+        yield Finding("failed", "No form of the graph compiles and computes what ONNX Runtime does.", "probe")
+    elif precision and precision["status"] != "ok":
+        yield Finding(precision["status"], f"The probe: {PRECISION[precision['status']]}", "precision")
+    elif not probe["works"]:
+        yield Finding("failed", "The probe misses a limit.", "probe")
+    else:
+        yield Finding("ok", f"Two blocks compile as {probe['form']} and compute what ONNX Runtime does.", "probe")
+    if probe["form"] not in (None, probe["exported"]):
+        text = f"The graph is exported as {probe['exported']}, the probe chose {probe['form']}."
+        yield Finding("warning", text, "probe")
+
+
+def judge_axmodel(axmodel: dict[str, Any]) -> Iterator[Finding]:
+    precision = axmodel["precision"]
+    if precision and precision["status"] != "ok":
+        yield Finding(precision["status"], f"The build: {PRECISION[precision['status']]}", "precision")
+    if not all(entry["graph"].holds for entry in axmodel["graphs"]) or not axmodel["graphs"]:
+        yield Finding("failed", "The compiled model misses a threshold.", "axmodel")
+    elif axmodel["holds"]:
+        yield Finding("ok", "The compiled model keeps every threshold, on every step and token.", "axmodel")
+    elif not precision or precision["status"] != "failed":
+        yield Finding("failed", "The check of the compiled model did not pass.", "axmodel")
 
 
 def judge_steps(steps: list[StepCost]) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ def test_a_preview_of_the_configuration_sets_the_limits(tmp_path, mean, lowest, 
     found = limits(tmp_path, CONFIG)
     assert tuple(found) == tuple(AXMODEL_THRESHOLDS)
     assert tuple(found.values()) == pytest.approx(expected)
+    assert limits(tmp_path / "pictures", CONFIG) == found
 
 
 def test_otherwise_the_manuals_limit_holds(tmp_path):

@@ -77,10 +77,11 @@ def test_another_form_takes_over(probe):
 
 
 def test_wrong_numbers_are_no_success(probe):
-    code, _, _, report = probe(NOISE="2 grouped")
-    assert (code, report["form"]) == (0, "folded")
+    code, out, _, report = probe(NOISE="2 grouped")
+    assert (code, report["form"]) == (0, "folded"), out
     first = report["attempts"][0]
-    assert first["compiled"] and not first["works"] and first["error"] is None
+    assert first["error"] is None, first["error"]
+    assert first["compiled"] and not first["works"]
     assert min(step["min_token_cosine"] for step in first["steps"]) < 0.98
 
 
