@@ -29,14 +29,19 @@
 #   QUANTIZE (vendor: every activation at 16 bits; mixed: WORKDIR/config_video_mixed.json, which
 #   preview_quantization.py --search writes)
 set -euo pipefail
+# A stream that is closed would lend its number to the next file that is opened.
+{ : 3>&2; } || exec 2> /dev/null
+{ : 3>&1; } 2> /dev/null || exec > /dev/null
+{ : 3<&0; } 2> /dev/null || exec < /dev/null
 unset CDPATH # a `cd` would print, and might lead elsewhere
 
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 # ---- arguments
 
-fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
-say() { [ "$LATER" = 1 ] || printf '\n== %s\n' "$*"; }
+fail() { printf 'error: %s\n' "${*//[[:cntrl:]]/?}" >&2; exit 2; }
+out() { printf "$@" 2> /dev/null || fail "standard output cannot be written"; }
+say() { [ "$LATER" = 1 ] || out '\n== %s\n' "${*//[[:cntrl:]]/?}"; }
 # A path as an argument: never mistaken for a flag.
 safe() { case $1 in -*) printf './%s' "$1" ;; *) printf '%s' "$1" ;; esac; }
 
@@ -65,9 +70,11 @@ if [ "$DEMO" = 1 ]; then
     export SIZE=${SIZE:-168 168} NUM_FRAMES=${NUM_FRAMES:-8} GENERATE=${GENERATE:-1}
 fi
 [ ${#PATHS[@]} -gt 0 ] || fail "expected a checkpoint directory, or --demo (--help explains)"
-CKPT=${PATHS[0]%/}
+CKPT=${PATHS[0]}
+[ -n "$CKPT" ] || fail "the checkpoint's path is empty"
+[ "$CKPT" = / ] || CKPT=${CKPT%/}
 VIDEOS=("${PATHS[@]:1}")
-[ -d "$CKPT" ] || fail "$CKPT: expected a directory with a Qwen2.5-VL checkpoint, found none"
+[ -f "$CKPT/config.json" ] || fail "$CKPT: expected a directory with a Qwen2.5-VL checkpoint, found none"
 if [ ${#VIDEOS[@]} = 0 ]; then
     VIDEOS=("$ROOT/assets/demo.mp4")
     [ "$DEMO" = 1 ] || printf 'note: no video given: %s is captured and calibrates, for a trial only\n' "${VIDEOS[0]}" >&2
@@ -82,17 +89,20 @@ elif [ -z "${CONFIG:-}" ]; then
     [ -f "$CONFIG" ] || fail "QUANTIZE=mixed: $CONFIG is missing: run this once with --host-only, then" \
         "preview_quantization.py $CKPT --workdir $WORKDIR --search --evaluate CLIP (one that is not calibrated on)"
 fi
+CONFIG=$(safe "$CONFIG")
 NAME=$(basename -- "$(cd -- "$CKPT" && pwd -P)")
 
 # ---- the environment, the variables, the compiler
 
-VENV=${VENV:-$ROOT/.venv}
+VENV=$(safe "${VENV:-$ROOT/.venv}")
+[ ! -e "$VENV" ] || [ -d "$VENV" ] || fail "VENV=$VENV: expected a directory, or nothing yet"
 PY=$VENV/bin/python
+OURS=("$PY" -P -m) # -P: whatever lies in the current directory is no module of ours
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 CHILD=""
 run() { # runs a command that SIGTERM and Ctrl-C reach; in a dry run, prints it
-    if [ "$DRY_RUN" = 1 ]; then printf '%q ' "$@"; printf '\n'; return; fi
+    if [ "$DRY_RUN" = 1 ]; then out '%s\n' "$(printf '%q ' "$@")"; return; fi
     "$@" <&0 &
     CHILD=$!
     local code=0
@@ -108,15 +118,17 @@ stopped() { # a signal came: the child cleans up, then this ends, too
 trap 'stopped 130' INT
 trap 'stopped 143' TERM HUP
 
+PYTHON=$(safe "${PYTHON:-python3}")
 if [ ! -x "$PY" ]; then
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "PYTHON=$PYTHON: expected Python 3.11 or later"
     say "environment: $VENV"
-    run "${PYTHON:-python3}" -m venv "$VENV"
+    run "$PYTHON" -P -m venv "$VENV"
 fi
 if [ "$DRY_RUN" = 1 ] || ! "$PY" "$ROOT/qwen_vl_axera/chain/requirements.py" "$ROOT/requirements.txt" 2> /dev/null; then
-    run "$PY" -m pip install --quiet -r "$ROOT/requirements.txt"
+    run "${OURS[@]}" pip install --quiet -r "$ROOT/requirements.txt"
 fi
-CHAIN_PY=$PY
-[ -x "$PY" ] || CHAIN_PY=${PYTHON:-python3} # a dry run before the environment exists
+CHAIN=("${OURS[@]}" qwen_vl_axera.chain)
+[ -x "$PY" ] || CHAIN[0]=$PYTHON # a dry run before the environment exists
 PLACE=(--workdir "$WORKDIR" --out "$OUT" --config "$CONFIG")
 
 NPU_BUILD=0 COMPILER="" CHECK=() COMPLETE=() WHY="--host-only"
@@ -129,8 +141,8 @@ if [ "$HOST_ONLY" = 0 ]; then
     fi
 fi
 if [ "$DRY_RUN" = 1 ]; then CHECK=(); else CHECK+=(--make); fi
-COMPILER=$("$CHAIN_PY" -m qwen_vl_axera.chain check "$CKPT" "${VIDEOS[@]}" "${PLACE[@]}" "${CHECK[@]}")
-[ -z "$COMPILER" ] || printf 'NPU compiler: %s\n' "$COMPILER"
+COMPILER=$("${CHAIN[@]}" check "$CKPT" "${VIDEOS[@]}" "${PLACE[@]}" "${CHECK[@]}")
+[ -z "$COMPILER" ] || out 'NPU compiler: %s\n' "$COMPILER"
 
 flags() { # flags ARRAY [VARIABLE --FLAG]...: the flags of those variables that are set
     local -n array=$1
@@ -151,11 +163,11 @@ flags FORM_FLAGS INPUT --input OPSET --opset
 flags PROBE_FLAGS WINDOW_MODE --window-mode OPSET --opset
 flags LLM_FLAGS WEIGHT_TYPE --weight-type POST_WEIGHT_TYPE --post-weight-type PARALLEL --parallel
 [ "${LLM_BUILD2:-0}" = 0 ] || LLM_FLAGS+=(--llm-build2)
-words() { mapfile -d '' "$1" < <("$CHAIN_PY" -m qwen_vl_axera.chain "${@:2}"); } # words ARRAY TASK...: what it prints
+words() { mapfile -d '' "$1" < <("${CHAIN[@]}" "${@:2}"); } # words ARRAY TASK...: what it prints
 words LENGTHS flags lengths
 words BUILD_EXTRA flags BUILD_FLAGS
 words LLM_EXTRA flags LLM_BUILD_FLAGS
-form() { printf '%s' "${WINDOW_MODE:-$("$CHAIN_PY" -m qwen_vl_axera.chain form --workdir "$WORKDIR")}"; }
+form() { printf '%s' "${WINDOW_MODE:-$("${CHAIN[@]}" form --workdir "$WORKDIR")}"; }
 
 MODELS=(video) PICTURES=() LEFT=()
 if [ -n "${IMAGE_SIZE:-}" ]; then
@@ -177,7 +189,7 @@ step() { # step NAME COMMAND...: runs it, or skips it, or keeps it for later; ch
     shift
     if [ "$LATER" = 1 ]; then LEFT+=(-- "$@"); return; fi
     if [ "$DRY_RUN" = 1 ]; then run "$@"; return; fi
-    run "$PY" -m qwen_vl_axera.chain step "$name" "$CKPT" "${INPUTS[@]}" "${PLACE[@]}" --vision "$VISION" \
+    run "${CHAIN[@]}" step "$name" "$CKPT" "${INPUTS[@]}" "${PLACE[@]}" --vision "$VISION" \
         --mode "$MODE" "--compiler=$COMPILER" -- "$@"
 }
 reports() {
@@ -234,7 +246,7 @@ for model in "${MODELS[@]}"; do
 done
 
 if [ "${QUANTIZE:-vendor}" = vendor ] && [ -f "$WORKDIR/quantization.json" ]; then
-    run "$PY" -m qwen_vl_axera.quantization.advice --workdir "$WORKDIR"
+    run "${OURS[@]}" qwen_vl_axera.quantization.advice --workdir "$WORKDIR"
 fi
 
 # ---- the compiler's part; without a compiler it is written down
@@ -255,16 +267,16 @@ for model in "${MODELS[@]}"; do
     vision "$model"
     AXMODEL=$OUT/$(basename -- "$GRAPH").axmodel
     say "vision graph -> NPU$OF"
-    step npu-vision "$PY" -m qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" --workdir "$HERE" \
+    step npu-vision "${OURS[@]}" qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" --workdir "$HERE" \
         "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}" --deliver "$AXMODEL"
 
     say "compiled model against ONNX$OF"
-    step npu-fidelity "$PY" -m qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
+    step npu-fidelity "${OURS[@]}" qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
         --workdir "$HERE"
 done
 vision video
 say "language model -> NPU"
-step npu-language "$PY" -m qwen_vl_axera.compiler llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${LLM_FLAGS[@]}" \
+step npu-language "${OURS[@]}" qwen_vl_axera.compiler llm_build "$CKPT" "$OUT" "${LENGTHS[@]}" "${LLM_FLAGS[@]}" \
     "${CHIP_FLAGS[@]}" "${LLM_EXTRA[@]}"
 LATER=0
 
@@ -278,7 +290,7 @@ run "${PACKAGE[@]}" "${COMPLETE[@]}"
 if [ "$NPU_BUILD" = 0 ]; then
     say "NPU build: left to do"
     [ "$DRY_RUN" = 0 ] || LEFT=(--print "${LEFT[@]}")
-    "$CHAIN_PY" -m qwen_vl_axera.chain left --workdir "$WORKDIR" --form "$FORM" "${LEFT[@]}" \
+    "${CHAIN[@]}" left --workdir "$WORKDIR" --form "$FORM" "${LEFT[@]}" \
         -- "${PACKAGE[@]}" --require-complete
 fi
 
@@ -286,9 +298,9 @@ say "report"
 reports
 
 if [ "$DRY_RUN" = 1 ]; then
-    printf '\ndry run: nothing was done\n'
+    out '\ndry run: nothing was done\n'
 elif [ "$NPU_BUILD" = 0 ]; then
-    printf '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$WORKDIR/pulsar2_commands.sh"
+    out '\ndone: the host steps; the NPU build is left (%s): run %s\n' "$WHY" "$WORKDIR/pulsar2_commands.sh"
 else
-    printf '\ndone: everything; upload %s\n' "$OUT"
+    out '\ndone: everything; upload %s\n' "$OUT"
 fi

@@ -26,69 +26,100 @@ except ImportError:  # copied to the board alone: --check needs nothing else
     cli = None
 
 
+FORMAT = 1  # of manifest.json
+MANIFEST_BYTES = 1 << 24
+MODEL = ".axmodel"
+
+
 def check(directory: Path, require_complete: bool = False) -> int:
     """Compares a directory with its manifest.json; prints what differs. Returns 0, 1 (differs) or 2 (no manifest)."""
     path = directory / "manifest.json"
     try:
-        if not path.is_file():
-            raise OSError("no such file" if not path.exists() else "no regular file")
-        manifest = json.loads(path.read_bytes().decode("utf-8"))
-        entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
-        missing = [str(name) for name in manifest["missing"]]
-        for name, size, digest in entries:
-            name.encode("utf-8")  # a lone surrogate could not even be printed
-            parts = Path(name).parts
-            if not parts or ".." in parts or Path(name).anchor or "\0" in name:
-                raise ValueError(f"{name!r} leaves the directory")
-            if type(size) is not int or not isinstance(digest, str):
-                raise ValueError(f"the entry of {name!r} is malformed")
+        entries, missing = _read_manifest(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error: {str(path)!a}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
+        reason = shown(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        print(f"error: {shown(path)}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
         return 2
     problems = [problem for entry in entries if (problem := _problem(directory, *entry))]
     if not entries:
         problems.append("the manifest lists no files")
     problems += _unlisted(directory, {Path(name).as_posix() for name, _, _ in entries} | {path.name})
-    problems += [f"not built when the package was made: {name}" for name in missing if require_complete]
-    print("\n".join(problems or [f"{directory}: {len(entries)} files as the manifest says"]))
+    problems += [f"not built when the package was made: {shown(name)}" for name in missing if require_complete]
+    print("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
     if missing and not require_complete:
-        print(f"incomplete: {len(missing)} files were not built when the package was made, the first: {missing[0]}")
+        first = shown(missing[0])
+        print(f"incomplete: {len(missing)} files were not built when the package was made, the first: {first}")
     return 1 if problems else 0
+
+
+def shown(text: object) -> str:
+    """Text for a terminal: what steers one, or could not be encoded, as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
+
+
+def _read_manifest(path: Path) -> tuple[list[tuple[str, int, str]], list[str]]:
+    """The files with their sizes and digests, and the names of those that were not built."""
+    if not path.is_file():
+        raise OSError("no such file" if not path.exists() else "no regular file")
+    with path.open("rb") as file:
+        data = file.read(MANIFEST_BYTES + 1)
+    if len(data) > MANIFEST_BYTES:
+        raise ValueError(f"more than {MANIFEST_BYTES >> 20} MB")
+    manifest = json.loads(data.decode("utf-8"))
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']!r}, expected {FORMAT}")
+    missing = manifest["missing"]
+    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
+        raise ValueError("missing: expected a list of names")
+    entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
+    for name, size, digest in entries:
+        name.encode("utf-8")  # a lone surrogate is no name of ours
+        parts = Path(name).parts
+        if not parts or ".." in parts or Path(name).anchor or "\0" in name:
+            raise ValueError(f"{name!r} leaves the directory")
+        if type(size) is not int or not isinstance(digest, str):
+            raise ValueError(f"the entry of {name!r} is malformed")
+    return entries, missing
 
 
 def _unlisted(directory: Path, listed: set[str]) -> list[str]:
     """Compiled models that the manifest doesn't know, which the runtime might load; other such files are warned of."""
-    found = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if not path.is_dir()]
-    unknown = [name for name in found if name not in listed and "__pycache__" not in name.split("/")]
-    models = [name for name in unknown if name.endswith(".axmodel")]
-    others = [name for name in unknown if name not in models]
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    unknown = [name for name in (path.relative_to(directory).as_posix() for path in paths) if name not in listed]
+    models = [name for name in unknown if name.lower().endswith(MODEL)]
+    others = [name for name in unknown if name not in models and "__pycache__" not in name.split("/")]
     if others:
-        print(
-            f"warning: {len(others)} files that the manifest does not list, the first: {others[0]!a}", file=sys.stderr
-        )
-    return [f"not in the manifest: {name!a}" for name in models]
+        first = shown(others[0])
+        print(f"warning: {len(others)} files that the manifest does not list, the first: {first}", file=sys.stderr)
+    return [f"not in the manifest: {shown(name)}" for name in models]
 
 
 def _problem(directory: Path, name: str, size: int, expected: str) -> str | None:
     path = directory / name
     try:
         if not path.is_file():
-            return f"missing: {name}"
+            return f"missing: {shown(name)}"
         if path.stat().st_size != size:
-            return f"wrong size: {name}: {path.stat().st_size} bytes, expected {size}"
+            return f"wrong size: {shown(name)}: {path.stat().st_size} bytes, expected {size}"
         digest = hashlib.sha256()
         with path.open("rb") as file:
             for data in iter(lambda: file.read(1 << 20), b""):
                 digest.update(data)
     except OSError as error:
-        return f"unreadable: {name}: {error.strerror}"
-    return None if digest.hexdigest() == expected else f"wrong content: {name}"
+        return f"unreadable: {shown(name)}: {error.strerror}"
+    return None if digest.hexdigest() == expected else f"wrong content: {shown(name)}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for an error, without the usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {shown(message)} (--help lists the flags)\n")
 
 
 def build_parser():
     raw = argparse.RawDescriptionHelpFormatter
-    parser = cli.parser(__doc__) if cli else argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = cli.parser(__doc__) if cli else _Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("ckpt", metavar="CKPT", type=Path, nargs="?", help="directory of a Qwen2.5-VL checkpoint")
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, nargs="?", help="made when missing")
     parser.add_argument("--workdir", metavar="DIR", type=Path, default=Path(), help="default: the current directory")
@@ -121,4 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
     sys.exit(cli.run(main) if cli else main())

@@ -37,6 +37,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.files import plain, write_record
     from qwen_vl_axera.preflight.checks import Outcome, table
     from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         chip=args.chip,
         out=args.out,
     )
+    if plan.out.exists() and not plan.out.is_dir():
+        raise InputError(f"--out {plan.out}: expected a directory, found something else")
     outcome = Outcome.of(Preflight(plan).run())
     write_record(args.workdir / PREFLIGHT, Outcome, outcome)
     print(json.dumps(plain(outcome), indent=2, ensure_ascii=False) if args.json else table(outcome.checks))

@@ -29,7 +29,9 @@ from qwen_vl_axera.chain.pictures import capture_flags, remove_other_graphs, wit
 from qwen_vl_axera.chain.steps import NAMES, Place, declared
 from qwen_vl_axera.chain.variables import (
     SAME_SIZE,
+    check_config,
     check_directories,
+    check_outputs,
     extra_flags,
     length_flags,
     make_directories,
@@ -84,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         places = [place, *([replace(place, mode="image")] if values["IMAGE_SIZE"] else [])]
         for one in places:
             check_directories(one)
-        if not args.config.is_file():
-            raise InputError(f"CONFIG={args.config}: no such file")
+            if args.make:
+                check_outputs(one)
+        check_config(args.config)
         if args.make:
             make_directories(*(one.here / STAMPS for one in places), args.out)
         if args.ask:
@@ -153,7 +156,7 @@ def leave(workdir: Path, words: list[str], form: str, only_print: bool) -> int:
     from qwen_vl_axera.chain.left_to_do import left_to_do, write_script
 
     steps = [list(step) for separates, step in groupby(words, "--".__eq__) if not separates]
-    ask = [sys.executable, "-m", "qwen_vl_axera.chain", "form", "--workdir", str(workdir)]
+    ask = [sys.executable, "-P", "-m", "qwen_vl_axera.chain", "form", "--workdir", str(workdir)]
     text = left_to_do(steps, ask, form)
     if not only_print:
         write_script(workdir / LEFT_TO_DO, text)

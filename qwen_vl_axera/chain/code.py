@@ -45,8 +45,8 @@ def used_code(entry: Path, project: Path = PROJECT) -> tuple[dict[Path, str], se
 
 def entry_of(command: list[str], project: Path = PROJECT) -> Path | None:
     """The Python file that a command runs: a script, or a module of the project; None for anything else."""
-    match command[1:3]:
-        case ["-m", module]:
+    match command[1:4]:
+        case ["-P", "-m", module]:
             path = project.joinpath(*module.split("."))
             return next((file for file in (path.with_suffix(".py"), path / "__main__.py") if file.is_file()), None)
         case [script, *_] if script.endswith(".py") and Path(script).is_file():

@@ -113,8 +113,8 @@ class Step:
     keeps: Sequence[Path] = ()
 
 
-NAMES = ("capture", "export", "fidelity", "calibration", "npu-probe", "npu-vision", "npu-fidelity", "npu-language")
-NAMES += ("embedding",)
+HOST_STEPS = ("capture", "export", "fidelity", "calibration")
+NAMES = (*HOST_STEPS, "npu-probe", "npu-vision", "npu-fidelity", "npu-language", "embedding")
 
 
 def declared(name: str, place: Place, command: Sequence[str] = ()) -> Step:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qwen_vl_axera.chain.steps import Place
+from qwen_vl_axera.chain.steps import HOST_STEPS, Place, declared
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
 from qwen_vl_axera.contract import (
     ANSWER,
@@ -19,14 +19,18 @@ from qwen_vl_axera.contract import (
     CHUNK,
     INPUTS,
     KV_CACHE_LEN,
+    LEFT_TO_DO,
     OPSETS,
     PARALLEL,
     POST_WEIGHT_TYPES,
     PREFILL_LEN,
     RECIPES,
+    REPORT,
+    STEPS,
     WEIGHT_TYPES,
     WINDOW_MODES,
 )
+from qwen_vl_axera.doors import check_file, check_output, printable
 from qwen_vl_axera.errors import InputError
 
 
@@ -186,6 +190,8 @@ def check_directories(place: Place) -> None:
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{place.checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
     for name, path in (("WORKDIR", place.workdir), ("WORKDIR", place.here), ("OUT", place.out)):
+        if printable(path) != str(path):
+            raise InputError(f"{name}={path}: expected a name without control characters, in UTF-8")
         if path.exists() and not path.is_dir():
             raise InputError(f"{name}={path}: expected a directory, found a file")
         if path.resolve().is_relative_to(checkpoint):
@@ -196,6 +202,31 @@ def check_directories(place: Place) -> None:
     for video in place.videos:
         if not video.exists():
             raise InputError(f"{video}: no such file or directory")
+
+
+def check_config(path: Path) -> None:
+    """That the build configuration is a file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        check_file(path)
+    except InputError as error:
+        raise InputError(f"CONFIG={error}") from None
+
+
+def check_outputs(place: Place) -> None:
+    """That nothing but regular files will be replaced, asked before hours of work.
+
+    Raises:
+        InputError: something else has the name of an output.
+    """
+    files = place.work(STEPS, REPORT, LEFT_TO_DO)
+    for name in HOST_STEPS:
+        files += [path for path in declared(name, place).writes if path.parent.is_dir()]
+    for path in filter(os.path.lexists, files):
+        check_output(path)
 
 
 def make_directories(*paths: Path) -> None:

@@ -27,7 +27,7 @@ from qwen_vl_axera.graph.files import load_graph, read_spec, write_graph
 from qwen_vl_axera.oracle.record import versions
 
 PLACE = "probe"  # below the work directory: a build's output for each form
-CYCLES = re.compile(r"max_cycle = ([\d,]+)")
+CYCLES = re.compile(r"max_cycle = ([\d,]{1,20})\b")
 
 
 def probe(
@@ -64,6 +64,7 @@ def probe(
     model = load_graph(whole)
     base = read_spec(model, whole)
     base = replace(base, opset=opset or base.opset)
+    compiler = version(tool)  # asked first: one that says nothing costs no build
     attempts: list[dict[str, Any]] = []
     for form in forms:
         spec = replace(base, window_mode=form, probe=True)
@@ -82,7 +83,7 @@ def probe(
         "spec": base.metadata(),
         "chip": chip,
         "config": read_json(config),
-        "versions": versions() | {"pulsar2": version(tool)},
+        "versions": versions() | {"pulsar2": compiler},
     }
 
 
@@ -104,7 +105,7 @@ def attempt(
         result["precision"] = read_precision(config, graph, place)
         result["steps"] = compare_axmodel(place / f"{graph.stem}.axmodel", uint8, workdir, place / "check")
         result["works"] = all(within(figures, AXMODEL_THRESHOLDS) for figures in result["steps"])
-    except CheckFailed as error:
+    except (CheckFailed, InputError) as error:  # also of what the compiler left behind
         result |= {"error": str(error)}
         result.setdefault("seconds", round(time.monotonic() - start, 1))
     return result

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwen_vl_axera import cli
 from qwen_vl_axera.contract import MIXED_CONFIG, QUANTIZATION
+from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.quantization.record import read_quantization
 
 
@@ -43,7 +44,13 @@ def build_parser():
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if line := advice(build_parser().parse_args(argv).workdir):
+    args = build_parser().parse_args(argv)
+    try:
+        line = advice(args.workdir)
+    except InputError as error:  # a preview's record is in no build's way
+        cli.warn(str(error))
+        return cli.EXIT_OK
+    if line:
         print(line)
     return cli.EXIT_OK
 

@@ -441,6 +441,30 @@ def test_an_unusable_manifest(copy, content):
     refused(check_on_board(copy), 2, "manifest.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"missing": "abc"}, {"missing": [{}]}, {"filler": "x" * (1 << 24)}],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_manifest_of_another_kind(copy, change):
+    edit_manifest(copy, lambda manifest: manifest.update(change))
+    refused(check_on_board(copy), 2, "manifest.json")
+
+
+def test_nothing_that_is_said_steers_the_terminal(copy):
+    hostile = "a\x1b[2J\u202e\u732b"
+    entry = {"path": hostile, "bytes": 0, "sha256": ""}
+    edit_manifest(copy, lambda manifest: (manifest["files"].append(entry), manifest.update(missing=[hostile])))
+    (copy / f"{hostile}.AXMODEL").touch()
+    (copy / "linked").symlink_to(copy.parent)
+    done = check_on_board(copy)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and not [c for c in said if ord(c) < 32 and c != "\n"] and "\u202e" not in said
+    assert "not in the manifest: a\\x1b[2J\\u202e\u732b.AXMODEL" in said and "the first: linked" in said
+    done = check_on_board(copy, "--b\x1bad")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "\x1b" not in done.stderr
+
+
 def test_no_manifest_and_an_empty_one(copy):
     edit_manifest(copy, lambda manifest: manifest.update(files=[]))
     assert check_on_board(copy).returncode == 1

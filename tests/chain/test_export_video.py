@@ -252,6 +252,9 @@ def test_dry_run_prints_and_does_nothing(tiny_dir, frames_dir, tmp_path):
         (["--no-such-option"], "--no-such-option"),
         (["--resume", "--force"], "exclude each other"),
         (["--demo", "clip.mp4"], "leave out clip.mp4"),
+        ([""], "the checkpoint's path is empty"),
+        (["/"], "error: /: expected a directory"),
+        (["/no\x1b[2Jsuch"], "/no?[2Jsuch"),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -273,6 +276,10 @@ def test_a_missing_video(tiny_dir, tmp_path):
     [
         ({"CHIP": "AX651"}, "CHIP=AX651: expected a chip"),
         ({"CONFIG": "none.json"}, "CONFIG=none.json: no such file"),
+        ({"CONFIG": "-x"}, "CONFIG=-x: no such file"),
+        ({"CONFIG": "/dev"}, "CONFIG=/dev: expected a file, found a directory"),
+        ({"VENV": "/dev/null"}, "VENV=/dev/null: expected a directory"),
+        ({"WORKDIR": "/tmp/a\x1bb"}, "WORKDIR=/tmp/a\\u001bb: expected a name without control characters"),
         ({"CHIP": "M57"}, "CHIP=M57: expected a chip"),  # pulsar2 build knows it, llm_build does not
         ({"PREFILL_LEN": "many"}, "PREFILL_LEN=many: expected a whole number above 0"),
         ({"PARALLEL": "0"}, "PARALLEL=0"),
@@ -310,6 +317,34 @@ def test_the_demo_clip_is_announced(tiny_dir, tmp_path):
     process = export_video(tiny_dir, "--dry-run", env={"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"})
     assert process.returncode == 0
     assert "no video given" in process.stderr and "demo.mp4" in process.stderr
+
+
+def test_nothing_in_the_current_directory_is_a_module_of_ours(tiny_dir, tmp_path):
+    for name in ("qwen_vl_axera", "json", "argparse", "numpy", "venv", "pip"):
+        (tmp_path / f"{name}.py").write_text("import sys; open('exploited', 'w'); sys.exit(7)")
+    before = sorted(tmp_path.iterdir())
+    env = {"WORKDIR": tmp_path / "work", "OUT": tmp_path / "out"}
+    process = export_video(tiny_dir, ROOT / "assets" / "demo.mp4", "--dry-run", env=env, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_streams_that_are_closed_or_full(tiny_dir, tmp_path):
+    env = os.environ | {"VENV": sys.prefix, "WORKDIR": str(tmp_path / "work"), "OUT": str(tmp_path / "out")}
+    line = f"bash {ROOT}/export_video.sh {shlex.quote(str(tiny_dir))} --dry-run --host-only"
+    for streams, code in (("<&- >&- 2>&-", 0), ("> /dev/full", 2)):
+        done = subprocess.run(["bash", "-c", f"{line} {streams}"], env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (streams, done.stderr)
+        errors = [text for text in done.stderr.splitlines() if not text.startswith("note: ")]
+        assert errors == ["error: standard output cannot be written"] * (code == 2)
+
+
+def test_something_else_in_an_outputs_place(tiny_dir, frames_dir, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    process = export_video(tiny_dir, frames_dir, env={"WORKDIR": tmp_path, "OUT": tmp_path / "out"})
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert "report.html: would be replaced" in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_an_exported_cdpath_leads_nowhere(tiny_dir, tmp_path):

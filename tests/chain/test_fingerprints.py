@@ -140,7 +140,7 @@ def test_the_scripts_use_their_own_rooms():
 
 
 def test_interpreter_path_does_not_matter():
-    command = ["-m", "json.tool"]
+    command = ["-P", "-m", "json.tool"]
     assert fingerprints.code_parts(["/a/venv/bin/python3.11", *command])["command"] == ["python", *command]
 
 

@@ -90,6 +90,12 @@ def test_which_wishes_took_effect(workdir, tiny):
     page, worst = report(tiny, workdir)
     assert "precision" not in worst and "The probe" in page.text and "The whole build" not in page.text
 
+    def ignored(value):
+        value["attempts"][2]["precision"]["wishes"][0].update(honoured=0)  # of the form that was chosen
+
+    change(workdir / "probe.json", ignored)
+    assert report(tiny, workdir)[1]["precision"] == "failed"
+
 
 def test_no_form_works(workdir, tiny):
     def spoil(value):
@@ -218,8 +224,8 @@ def test_without_records_there_is_no_chapter(workdir, tiny, gone, chapter):
 
 def test_hostile_records_stay_text_and_the_page_small(workdir, tiny):
     def spoil_probe(value):
-        value["attempts"][1]["error"] = HOSTILE * 20_000
-        value["attempts"] = value["attempts"] * 300
+        long = value["attempts"][1] | {"error": HOSTILE * 200_000}
+        value["attempts"] = [long, *value["attempts"] * 300]
         value["versions"]["pulsar2"] = SPOOFED * 100
         value["attempts"][0]["seconds"] = 1e308
 
@@ -233,6 +239,7 @@ def test_hostile_records_stay_text_and_the_page_small(workdir, tiny):
     change(workdir / "axmodel_fidelity.json", spoil_model)
     page, _ = report(tiny, workdir)
     assert HOSTILE in page.text and ESCAPED in page.text and "more characters" in page.text
+    assert sum(row[0].startswith("unrolled") for row in page.rows) < 20
     assert not any(letter in page.text for letter in "\u202e\x1b\x00")
     assert not any(tag == "script" for tag, _ in page.elements)
     assert len((workdir / "report.html").read_bytes()) < LIMIT

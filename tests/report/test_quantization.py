@@ -5,15 +5,17 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import make_report
 import preview_quantization
+from qwen_vl_axera.contract import GraphSpec
 from qwen_vl_axera.report.charts import depth_chart
 from qwen_vl_axera.report.pictures import Scale
-from qwen_vl_axera.report.quantization import MOST_LAYERS, MOST_MAPS, MOST_SETTINGS, group_name
+from qwen_vl_axera.report.quantization import MOST_LAYERS, MOST_MAPS, MOST_SETTINGS, ROOM, TILE, group_name, token_maps
 from tests.conftest import run_main
 from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SIZE, SPOOFED, Page, change, decode, report, touch
 
@@ -115,6 +117,19 @@ def test_maps_have_one_scale_and_show_the_bad_token(workdir, tiny):
     assert (planted[2, 3] == scale.colours(np.array(0.5))).all()
     (titled,) = (image["title"] for image in page.all("img") if image["alt"] == "Losses of step 1, mixed")
     assert titled == "worst at row 2, column 3" and "worst 5.0e-01" in page.text
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (46, 1), (1, 46), (46, 46), (5, 9)])
+@pytest.mark.parametrize("steps", [1, 64])
+def test_maps_of_any_shape_fit_the_page(rows, columns, steps):
+    step = SimpleNamespace(token_cosines=[0.9] * (rows * columns))
+    settings = [SimpleNamespace(name=f"{number}", steps=[step] * steps) for number in range(1 + MOST_SETTINGS)]
+    for some in (settings[:1], settings):
+        maps = token_maps(some, GraphSpec("qwen2_5_vl", (28 * rows, 28 * columns)), None)
+        assert 1 <= maps["width"] <= TILE[0] and 1 <= maps["height"] <= TILE[1]
+        assert maps["width"] * len(some) <= ROOM
+        assert len(maps["steps"]) == min(steps, MOST_MAPS) and maps["total"] == steps
+        assert decode(maps["steps"][0]["tiles"][0]["uri"]).size == (columns, rows)
 
 
 def test_layers_are_listed_by_the_loss_that_they_cause(workdir, tiny):
