@@ -221,7 +221,6 @@ export_as() { # export_as FORM: of the window attention
     say "2 PyTorch -> ONNX$OF"
     step export "$PY" "$ROOT/export.py" "$CKPT" "$VISION" "--window-mode=$1" "${SIZES[@]}" "${FORM_FLAGS[@]}" \
         --workdir "$WORKDIR"
-
     say "3 ONNX in the vision tower's place$OF"
     step fidelity "$PY" "$ROOT/test_onnx_video_by_sec.py" "$CKPT" --onnx "$GRAPH.onnx" "${GRAPH}_uint8.onnx" \
         "${TEXT[@]}" --workdir "$HERE"
@@ -231,12 +230,9 @@ for model in "${MODELS[@]}"; do
     vision "$model"
     say "1 transformers' vision tower, step by step$OF"
     step capture "$PY" "$ROOT/run_video_by_sec.py" "$CKPT" "${CLIP[@]}" --workdir "$HERE"
-
     export_as "$FORM"
-
     say "4 calibration set$OF"
     step calibration "$PY" "$ROOT/get_calib.py" --inputs "${INPUTS[@]}" "${CALIB_FLAGS[@]}" --workdir "$HERE"
-
     say "is everything in place for the compiler?$OF"
     run "$PY" "$ROOT/preflight.py" "$CKPT" --config "$CONFIG" --onnx "$GRAPH.onnx" --out "$OUT" --workdir "$HERE" \
         "${LENGTHS[@]}" "${CHIP_FLAGS[@]}" || {
@@ -269,7 +265,6 @@ for model in "${MODELS[@]}"; do
     say "vision graph -> NPU$OF"
     step npu-vision "${OURS[@]}" qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" --workdir "$HERE" \
         "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}" --deliver "$AXMODEL"
-
     say "compiled model against ONNX$OF"
     step npu-fidelity "${OURS[@]}" qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
         --workdir "$HERE"
@@ -296,7 +291,6 @@ fi
 
 say "report"
 reports
-
 if [ "$DRY_RUN" = 1 ]; then
     out '\ndry run: nothing was done\n'
 elif [ "$NPU_BUILD" = 0 ]; then

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chip=args.chip,
         out=args.out,
     )
-    if plan.out.exists() and not plan.out.is_dir():
+    if plan.out and plan.out.exists() and not plan.out.is_dir():
         raise InputError(f"--out {plan.out}: expected a directory, found something else")
     outcome = Outcome.of(Preflight(plan).run())
     write_record(args.workdir / PREFLIGHT, Outcome, outcome)

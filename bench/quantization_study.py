@@ -273,9 +273,10 @@ def tables(study: dict[str, Any]) -> str:
     lines += [
         "",
         "Changes to the weights that are exact but for rounding (float: the largest difference of a token to those of",
-        "the checkpoint as it is): mean / centred cosine, and the share that the search leaves at 8 bits. Rotated: the",
-        "residual stream in a random basis. Smoothed: loud channels in front of linear layers divided by up to 8.",
-        f"Carved: the {CARVED_UNITS} spikiest of the 256 hidden units of every block in layers of their own.",
+        "the checkpoint as it is): mean / centred cosine, and the share that the search leaves at 8 bits within 0.005",
+        "of the row's own floor, the weights alone. Rotated: the residual stream in a random basis. Smoothed: loud",
+        f"channels in front of linear layers divided by up to 8. Carved: the {CARVED_UNITS} spikiest of the 256 hidden",
+        "units of every block in layers of their own.",
         "",
         "| planted | remedy | float | " + " | ".join(settings) + " | 8-bit MACs found |",
         "|---" * (4 + len(settings)) + "|",

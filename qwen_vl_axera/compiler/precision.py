@@ -25,6 +25,7 @@ FUSED = re.compile(r"op_\d+:")  # names that the compiler's own passes give
 ACTIVATIONS = (8, 16)  # bits
 BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16}
 SHOWN = 4  # names in a message
+NAMED = "layers"  # begins the words for an entry that names its layers
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Wish:
 
     @property
     def status(self) -> str:
-        """ "failed" where it had no effect at all or names what is not there, "warning" where it had in part."""
-        if not self.matched or not self.honoured or self.missing:
+        """ "failed" where it had no effect at all, or not on each layer that it names; "warning" where in part."""
+        named = self.selector.startswith(NAMED)
+        if not self.matched or not self.honoured or self.missing or (named and self.others):
             return "failed"
         return "ok" if self.honoured == self.matched else "warning"
 
@@ -132,7 +134,7 @@ def _words(entry: LayerConfig) -> str:
     names = entry.layer_names or ([entry.layer_name] if entry.layer_name else [])
     types = entry.op_types or ([entry.op_type] if entry.op_type else [])
     if names:
-        return f"layers {_some(names)}"
+        return f"{NAMED} {_some(names)}"
     if types:
         return f"operators {_some(types)}"
     return f"from {_some(entry.start_tensor_names)} to {_some(entry.end_tensor_names)}"

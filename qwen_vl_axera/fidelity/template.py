@@ -39,7 +39,7 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
         TemplateError: it fails, or renders more than any prompt.
     """
     asked = json.dumps({"template": template, "variables": variables})
-    argv = [sys.executable, "-P", "-m", "qwen_vl_axera.fidelity.template"]
+    argv = [sys.executable, "-m", "qwen_vl_axera.fidelity.template"]
     try:
         done = subprocess.run(argv, input=asked.encode(), capture_output=True, cwd=ROOT, timeout=PATIENCE)
     except subprocess.TimeoutExpired:

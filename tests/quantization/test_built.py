@@ -60,3 +60,14 @@ def test_a_named_layer_that_is_gone_fails(build):
     report = build(rename)
     assert not report["passed"]
     assert report["wishes"][-1]["missing"] == WIDE[:1]
+
+
+def test_one_named_layer_that_stayed_at_8_bits_fails(build):
+    def narrow(record):
+        for entry in record["configs"][WIDE[0]].values():
+            if entry["bit_width"] == 16:
+                entry["bit_width"] = 8
+
+    report = build(narrow)
+    assert not report["passed"]
+    assert report["wishes"][-1]["others"] == WIDE[:1]
