@@ -20,8 +20,10 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import os
 import re
 import socket
+import stat
 import sys
 import threading
 import time
@@ -38,9 +40,15 @@ SPARE = 32  # tokens beyond the host's answer: enough to see that the board's go
 UNKNOWN_LENGTH = 128  # tokens to ask for where the host has no answer
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 600  # for one answer, however slowly it trickles
-LINE_BYTES, ANSWER_BYTES, RECORD_BYTES = 1 << 18, 1 << 22, 1 << 24
+LINE_BYTES, ANSWER_BYTES, RECORD_BYTES, PICTURE_BYTES = 1 << 18, 1 << 22, 1 << 24, 1 << 26
+PNG = b"\x89PNG"
+MOST_CONTINUES = 8  # of "100 Continue" before a response
 NOT_STREAMED = {400, 415, 422, 501}  # a server that can't stream says one of these
 NOT_SERVED = {404, 405, 501}
+
+
+# What http.client raises about a response, and what a chunk of 10^60 bytes makes of it.
+BROKEN = (OSError, http.client.HTTPException, ValueError, OverflowError, MemoryError)
 
 
 class Problem(Exception):
@@ -60,13 +68,12 @@ def read_check(directory: Path) -> dict:
     """`check.json`, with everything in it that is used looked at.
 
     Raises:
-        Problem: it is missing or malformed, or the directory holds other pictures than it lists.
+        Problem: it is missing or malformed, or the directory holds other pictures than it lists, or no pictures.
     """
     path = directory / RECORD
     try:
-        with path.open("rb") as file:
-            record = json.loads(file.read(RECORD_BYTES).decode("utf-8"))
-        if record["format"] != FORMAT:
+        record = json.loads(read_file(path, RECORD_BYTES).decode("utf-8"))
+        if type(record["format"]) is not int or record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, expected {FORMAT}")
         names, questions = record["frames"], record["questions"]
         answers = [question[by] for question in questions for by in ("transformers", "onnx") if question[by]]
@@ -91,7 +98,36 @@ def read_check(directory: Path) -> dict:
             f"{directory}: {len(found)} pictures, check.json lists {len(names)} (first other: {odd}): copy it again, "
             "and nothing else into it"
         )
+    for name in names:
+        if not read_file(directory / name, PICTURE_BYTES).startswith(PNG):
+            raise Problem(f"{directory / name}: expected a PNG file; copy the directory again")
     return record
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A whole regular file of bounded size. A pipe is not waited for, a device not read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Problem: it is something else, or larger.
+    """
+    try:
+        descriptor = os.open(str(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Problem(f"{path}: not readable ({error.strerror})") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Problem(f"{path}: expected a file, found something else")
+        data = b""
+        while len(data) <= limit and (piece := os.read(descriptor, limit + 1 - len(data))):
+            data += piece
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise Problem(f"{path}: more than {limit >> 20} MB, which no such file has")
+    return data
 
 
 def _check_texts(*values) -> None:
@@ -111,7 +147,7 @@ def messages(prompt: str, record: dict, directory: Path, upload: bool) -> list:
         upload: the pictures themselves, in order, instead of the directory's path.
     """
     if upload:
-        pictures = [(directory / name).read_bytes() for name in sorted(record["frames"])]
+        pictures = [read_file(directory / name, PICTURE_BYTES) for name in sorted(record["frames"])]
         urls = ["data:image/png;base64," + base64.b64encode(picture).decode("ascii") for picture in pictures]
     else:
         urls = [f"video:{directory.resolve()}"]
@@ -164,7 +200,7 @@ class Board:
         with self._request("GET", "/v1/models") as response:
             if response.status in NOT_SERVED:
                 return wanted
-            models = _parsed(response.body()).get("data")
+            models = _parsed(response.body(), response.url).get("data")
         known = [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
         names = [model["id"] for model in known if isinstance(model.get("id"), str)]
         if wanted in names:
@@ -188,7 +224,21 @@ class Board:
 
     def _request(self, method: str, path: str, body: dict | None = None) -> Response:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT_SECONDS)
+        connection.response_class = _Reply
         return Response(connection, f"{self.name}{path}", method, self.base + path, body)
+
+
+class _Reply(http.client.HTTPResponse):
+    """The standard library's, which waits for ever for what follows a "100 Continue"."""
+
+    continues = 0
+
+    def _read_status(self):
+        version, status, reason = super()._read_status()
+        self.continues += status == http.client.CONTINUE
+        if self.continues > MOST_CONTINUES:
+            raise http.client.HTTPException("nothing but interim responses")
+        return version, status, reason
 
 
 class Answer:
@@ -222,7 +272,7 @@ class Response:
             data = None if body is None else json.dumps(body).encode("ascii")
             connection.request(method, path, data, {"Content-Type": "application/json", "Connection": "close"})
             self._response = connection.getresponse()
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except BROKEN as error:
             self.__exit__()
             raise self._problem(error) from None
         self.status = self._response.status
@@ -249,7 +299,7 @@ class Response:
     def _line(self) -> bytes:
         try:
             line = self._response.readline(LINE_BYTES + 1)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except BROKEN as error:
             raise self._problem(error) from None
         if self.late:
             raise self._problem(None)
@@ -279,7 +329,7 @@ class Response:
         """
         if self.status == 200 and "json" not in self._response.getheader("Content-Type", ""):
             return self._stream()
-        message = _choice(_parsed(self.body()), self.url).get("message")
+        message = _choice(_parsed(self.body(), self.url), self.url).get("message")
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise Problem(f"{self.url}: the response holds no message")
         return Answer(message["content"])
@@ -293,10 +343,11 @@ class Response:
             ended = data == b"[DONE]"
             if ended:
                 break
-            event = _parsed(data)
+            event = _parsed(data, self.url)
             usage = event.get("usage")
-            if isinstance(usage, dict) and type(usage.get("completion_tokens")) is int:
-                counted = usage["completion_tokens"]
+            count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+            if type(count) is int and 0 < count <= ANSWER_BYTES:
+                counted = count
             if event.get("choices") == []:  # the last event of some servers: usage alone
                 continue
             delta = _choice(event, self.url).get("delta")
@@ -310,13 +361,14 @@ class Response:
         return Answer("".join(pieces), first, counted or len(pieces), last - (first or 0.0))
 
 
-def _parsed(data: bytes) -> dict:
+def _parsed(data: bytes, url: str) -> dict:
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Problem(f"the board's response is no JSON object: {printable(data[:80].decode('utf-8', 'replace'))}")
+        shown = printable(data[:80].decode("utf-8", "replace"))
+        raise Problem(f"{url}: the board's response is no JSON object: {shown}")
     return value
 
 
@@ -445,13 +497,19 @@ def main(argv: list | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a board's terminal may know ASCII alone
     try:
         record = read_check(args.check)
+        code = 0
         if args.by_hand:
             print_lines(record, args.check)
-            return 0
-        board = Board(args.url)
-        return check(board, record, args.check, args.upload or not board.is_here)
+        else:
+            board = Board(args.url)
+            code = check(board, record, args.check, args.upload or not board.is_here)
+        sys.stdout.flush()
+        return code
     except (Problem, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"error: unexpected {type(error).__name__}: {printable(str(error)[:200])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -455,12 +456,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which takes more than one line
     try:
         shape = frame_shape(_read(args.images[0]))
         size = tuple(args.size) if args.size else automatic_size(*shape, max_pixels=args.max_pixels)
         _check_memory(len(args.images), *size)
+        _check_output(args.output)
         patches = frames_to_patches((_read(path) for path in args.images), size)
         _write(args.output, patches)
+        steps, rows = patches.shape[:2]
+        shown = f"{_line(args.output)}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}"
+        print(shown, flush=True)
     except MemoryError:
         print(f"error: not enough memory for {args.size or 'these pictures'}", file=sys.stderr)
         return 2
@@ -469,8 +475,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    steps, rows = patches.shape[:2]
-    print(f"{_line(args.output)}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}")
     return 0
 
 
@@ -497,9 +501,14 @@ def _read(path: Path) -> Image.Image:
     return image
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _check_output(path: Path) -> None:
     if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path}: would be replaced, expected a file or nothing")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no directory {path.parent}")
+
+
+def _write(path: Path, array: np.ndarray) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -508,8 +517,10 @@ def _write(path: Path, array: np.ndarray) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ValueError(f"{path}: not written ({error.strerror or error})") from None
         raise
 
 

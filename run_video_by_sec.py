@@ -36,20 +36,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.board.sizes import misreading
+    from qwen_vl_axera.checkpoint.expected import check_vision
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
-    from qwen_vl_axera.fidelity.chat import load_tokenizer
     from qwen_vl_axera.frames.media import frame_size, load_clip
-    from qwen_vl_axera.oracle.record import read_oracle
+    from qwen_vl_axera.oracle.record import check_outputs, read_oracle
     from qwen_vl_axera.oracle.run import run_clip
 
     checkpoint = Checkpoint(args.ckpt)
-    if args.generate:
-        load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
+    check_vision(checkpoint, args.size)
     workdir = cli.existing_workdir(args.workdir)
-    if not args.video:
-        print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
+    check_outputs(workdir)
     clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
     size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
+    check_vision(checkpoint, size)
+    if args.generate:
+        from qwen_vl_axera.fidelity.chat import load_tokenizer
+
+        load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
+    if not args.video:
+        print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
     cli.warn(misreading(size))
     device = cli.device(args)
     capture = run_clip(checkpoint, workdir, clip, size, device)

@@ -36,12 +36,14 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from qwen_vl_axera.checkpoint.expected import check_vision
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
-    from qwen_vl_axera.fidelity.record import Fidelity
+    from qwen_vl_axera.fidelity.record import Fidelity, check_replaceable
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
+    from qwen_vl_axera.fidelity.text import read_questions
     from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
     from qwen_vl_axera.files import write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
@@ -50,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.video and (args.num_frames or args.fps):
         raise InputError("--num-frames and --fps say how --video is sampled: give --video, too")
     checkpoint = Checkpoint(args.ckpt)
+    check_vision(checkpoint)
     workdir = cli.made_workdir(args.workdir, "export.py")
     report_file = args.report or workdir / FIDELITY
     tokens_file = token_errors_path(report_file)
+    if args.report:
+        check_replaceable(args.ckpt, args.report)
     for file in (report_file, tokens_file):
         check_output(file)
     device = cli.device(args) if args.video or args.generate else "cpu"
@@ -62,14 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip_dir = workdir
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
-    read_capture(clip_dir)
+    capture = read_capture(clip_dir)
+    questions = read_questions(checkpoint, capture, args.prompt) if args.generate else None  # nor does this
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report, tokens = verify(
         checkpoint,
         clip_dir,
         graphs,
-        prompts=args.prompt if args.generate else (),
+        questions,
         max_new_tokens=args.max_new_tokens,
         dtype=args.dtype,
         device=device,

@@ -21,7 +21,12 @@ from qwen_vl_axera.files import made_directory
 
 DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other people's warnings are shown
 SAID = 300  # characters of an unforeseen error's own words
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 reports, and writes below ~/.cache and TMPDIR, unless told not to
+}
 
 EXIT_OK, EXIT_CHECK_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -223,7 +228,12 @@ def run(
 
 
 def _settle() -> None:
-    """Other people's libraries: no network, no code from a checkpoint, no warnings between our lines."""
+    """The standard descriptors are there; other people's libraries: no network, no warnings between our lines."""
+    for number in range(3):  # a closed one would be the next file's, and whatever is written to stderr would go there
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     os.environ |= OFFLINE
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
@@ -262,7 +272,7 @@ def _end(error: BaseException, signals: _Signals, unexpected: int) -> int:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", EXIT_BAD_INPUT)
-    if not isinstance(error, Exception):  # SystemExit of argparse
+    if isinstance(error, SystemExit):  # of argparse
         raise error
     step = progress.running[-1] if progress.running else ""
     place = [f"at step {step!r}" if step else "", f"after opening {last_opened[0]}" if last_opened else ""]

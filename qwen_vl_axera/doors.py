@@ -8,10 +8,11 @@ import errno
 import json
 import math
 import os
+import re
 import reprlib
 import stat
-import unicodedata
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,8 +29,8 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
-DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, marks of direction, line separators, surrogates.
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 # The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
 last_opened: list[str] = []
@@ -58,8 +59,8 @@ def open_file(path: Path, buffering: int = -1) -> IO[bytes]:
         gone = " (a link to one that is gone)" if os.path.islink(path) else ""
         raise InputError(f"{path}: no such file{gone}") from None
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise InputError(f"{path}: expected a file, found a socket") from None
+        if error.errno == errno.ENXIO:  # a socket, or a device with nothing behind it
+            raise InputError(f"{path}: expected a file, found {kind_of(os.stat(path).st_mode)}") from None
         raise InputError(f"{path}: not readable ({error.strerror})") from None
     except ValueError:  # NUL in the name
         raise InputError(f"{path}: no file name") from None
@@ -188,17 +189,37 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: there is no directory {path.parent}")
 
 
-def printable(text: object) -> str:
-    """Text that is safe to show; tab and newline as they are, what steers a terminal or hides a name as escapes.
+def check_report(checkpoint: Path, path: Path, suffix: str) -> None:
+    """That a file named on the command line for writing is a report: a mistyped one must not cost another file.
+
+    Args:
+        checkpoint: nothing is written there.
+        path: the file.
+        suffix: of every such report, ".html" or ".json".
+
+    Raises:
+        InputError: it lies in the checkpoint, has another suffix, or can't be replaced.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"{path}: would be written or replaced, expected a name that ends in {suffix}")
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
+        raise InputError(f"{path}: this is within the checkpoint {checkpoint}; give it a place of its own")
+    check_output(path)
+
+
+def printable(text: object, keep: str = "\t\n") -> str:
+    """Text that is safe to show: what steers a terminal or hides a name as escapes.
 
     Those are control characters, lone surrogates, line separators and marks that change the direction of writing.
+
+    Args:
+        text: anything.
+        keep: control characters to leave as they are.
     """
-    text = str(text)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        f"\\u{ord(letter):04x}"
-        if letter not in "\t\n" and (letter in DIRECTIONS or unicodedata.category(letter) in UNPRINTABLE)
-        else letter
-        for letter in text
-    )
+    return STEERING.sub(lambda found: found[0].translate(_escapes(keep)), str(text))
+
+
+@cache
+def _escapes(keep: str) -> dict[int, str]:
+    steering = (number for number in range(0xE000) if STEERING.match(chr(number)))
+    return {number: f"\\u{number:04x}" for number in steering if chr(number) not in keep}

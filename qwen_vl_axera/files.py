@@ -55,9 +55,11 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
             os.fsync(file.fileno())
             temporary.chmod(permissions)
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            error.filename = os.fspath(path)  # a failed write knows none, and the temporary one says nothing
         raise
 
 

@@ -209,3 +209,43 @@ def test_a_reader_that_leaves_is_no_error(frames_dir, tmp_path):
     assert process.wait(timeout=120) == 0, error
     assert "Traceback" not in error and "pipe" not in error
     assert (tmp_path / "calib" / "manifest.json").is_file()
+
+
+class Panic(BaseException):
+    """As the tokenizers library raises: no Exception, and no signal either."""
+
+
+def test_a_panic_is_one_line(capsys):
+    def main(argv):
+        raise Panic("Onig: retry-limit-in-match over")
+
+    assert cli.run(main) == 2
+    assert capsys.readouterr().err.startswith("error: unexpected Panic: Onig: retry-limit-in-match over")
+
+
+def test_onnx_runtime_reports_to_nobody(tmp_path):
+    """Unless told not to, 1.32 keeps an identifier below TMPDIR and the cache, and sends what it notes."""
+    from onnx import helper
+
+    ends = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    load = f"__import__('onnxruntime').InferenceSession({str(tmp_path / 'm.onnx')!r})"
+    code = f"from qwen_vl_axera import cli\nraise SystemExit(cli.run(lambda argv: {load} and 0))"
+    environment = {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_standard_stream_is_nobodys_file(frames_dir, tmp_path, closed):
+    """Else the next file to be opened would be standard error, and get what other libraries say."""
+    script = [sys.executable, str(ROOT / "get_calib.py"), "--inputs", str(frames_dir), "--size", "56", "84"]
+    script += ["--num-samples", "2", "--workdir", str(tmp_path)]
+    done = subprocess.run(script, preexec_fn=lambda: os.close(closed), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calib" / "hidden_states.tar").is_file()

@@ -4,6 +4,7 @@ Three nestings are in use: flat (the hub's files, transformers 4.49), flat with 
 `text_config` only (5.x).
 """
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from qwen_vl_axera.towers import find_tower
 
 if TYPE_CHECKING:
     from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+
+MAX_POSITIONS = 128000  # of every released model
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class TextConfig:
     num_key_value_heads: int
     vocab_size: int
     tie_word_embeddings: bool
+    max_position_embeddings: int = MAX_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     heads = get("num_attention_heads")
     if get("hidden_size") % heads:
         raise InputError(f"{path}: hidden_size {get('hidden_size')} is no multiple of {heads} attention heads")
+    _check_rope(path, merged, get("hidden_size") // heads)
     return TextConfig(
         hidden_size=get("hidden_size"),
         intermediate_size=get("intermediate_size"),
@@ -93,7 +98,23 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
         vocab_size=get("vocab_size"),
         # Written at the top by every release; a nested copy may hold a class default instead.
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))),
+        max_position_embeddings=get("max_position_embeddings", default=MAX_POSITIONS),
     )
+
+
+def _check_rope(path: Path, merged: dict[str, Any], head_dim: int) -> None:
+    """That the sections of time, rows and columns, where they are given, share out a head's rotary channels."""
+    for name in ("rope_scaling", "rope_parameters"):  # transformers 4 and 5
+        rope = merged.get(name)
+        sections = rope.get("mrope_section") if isinstance(rope, dict) else None
+        if sections is None:
+            continue
+        whole = isinstance(sections, list) and len(sections) == 3 and all(type(one) is int for one in sections)
+        if not whole or min(sections) < 0 or 2 * sum(sections) != head_dim:
+            raise InputError(
+                f"{path}: {name}.mrope_section is {reprlib.repr(sections)}, expected three numbers whose sum is "
+                f"{head_dim // 2}, half a head's channels"
+            )
 
 
 def _quantization(raw: dict[str, Any]) -> str | None:

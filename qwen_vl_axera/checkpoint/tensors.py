@@ -36,6 +36,7 @@ ITEM_SIZE = {
     "BOOL": 1,
 }
 FLOAT_DTYPES = ("BF16", "F16", "F32")
+NAMED = 8  # absent files in a message
 
 # Stored names differ between the hub, transformers' save_pretrained and conversion tools; the hub's are
 # used everywhere here. The first rule that matches is applied.
@@ -107,7 +108,12 @@ class Checkpoint:
 
     @property
     def tower(self) -> Tower:
-        """The vision tower that config.json names."""
+        """The vision tower that config.json names.
+
+        Raises:
+            InputError: it has more blocks than tensors are stored; see `check_counts`.
+        """
+        self._check_count("vision_config.depth", self.config.vision.depth)
         return find_tower(self.config.model_type)
 
     def check_counts(self) -> None:
@@ -116,13 +122,15 @@ class Checkpoint:
         Raises:
             InputError: it does; whoever went through all of them would not come back.
         """
-        vision, text = self.config.vision, self.config.text
-        for name, count in (("vision_config.depth", vision.depth), ("num_hidden_layers", text.num_hidden_layers)):
-            if count > len(self.tensors):
-                raise InputError(
-                    f"{self.directory / 'config.json'}: {name} is {count}, "
-                    f"the safetensors files hold {len(self.tensors)} tensors in all"
-                )
+        self._check_count("vision_config.depth", self.config.vision.depth)
+        self._check_count("num_hidden_layers", self.config.text.num_hidden_layers)
+
+    def _check_count(self, name: str, count: int) -> None:
+        if count > len(self.tensors):
+            raise InputError(
+                f"{self.directory / 'config.json'}: {name} is {count}, "
+                f"the safetensors files hold {len(self.tensors)} tensors in all"
+            )
 
     def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
         """That these tensors are stored, in these shapes: asked before anything of such a shape is made.
@@ -233,7 +241,8 @@ def _weight_files(directory: Path) -> list[Path]:
         absent = [shard for shard in shards if not (directory / shard).exists()]
         if absent:
             raise InputError(
-                f"{directory}: {INDEX_FILE} names {len(shards)} shards, {len(absent)} absent: {', '.join(absent)}"
+                f"{directory}: {INDEX_FILE} names {len(shards)} shards, {len(absent)} absent: "
+                f"{', '.join(absent[:NAMED])}{' ...' if len(absent) > NAMED else ''}"
             )
         return [directory / shard for shard in shards]
     files = sorted(directory.glob("*.safetensors"))

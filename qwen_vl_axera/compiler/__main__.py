@@ -24,6 +24,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     llm_build_command,
     run_command,
     version_command,
+    version_lines,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
 from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES, GraphSpec
@@ -87,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"+ {command.line()}", file=sys.stderr)
         if args.step == "build":  # an earlier build's record must not be taken for this one's
             (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
+        if args.step == "version":  # a question: its answer is bounded
+            print("\n".join(version_lines(tool)))
+            return cli.EXIT_OK
         execute(command, seconds=expected_seconds(args) if args.step == "build" else None)
         if args.step == "build" and args.deliver:
             directory, name = command.expects[0]

@@ -153,12 +153,17 @@ def version(tool: Tool) -> str:
     Raises:
         CheckFailed: it does not answer.
     """
+    return ", ".join(version_lines(tool))
+
+
+def version_lines(tool: Tool) -> list[str]:
+    """What the tool says of its version; see `version`."""
     answer = ask(version_command(tool))
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if answer.returncode or not lines:
         said = [line for line in answer.stderr.splitlines() if line.strip()][-1:] or ["it says nothing"]
         raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {said[0]}")
-    return ", ".join(lines)
+    return lines
 
 
 def version_command(tool: Tool) -> Command:

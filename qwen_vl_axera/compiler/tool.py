@@ -5,29 +5,29 @@ command is a list of arguments: no shell reads it, except when somebody pastes i
 """
 
 import os
-import selectors
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from qwen_vl_axera.compiler.container import Mounts, docker_argv
 from qwen_vl_axera.compiler.lock import one_build
+from qwen_vl_axera.compiler.running import Shown, pieces, running
 from qwen_vl_axera.compiler.stages import Stages
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 VARIABLE, DEFAULT = "PULSAR2", "pulsar2"
 DOCKER = "docker:"
 LAST_LINES = 12  # of a failed tool's output
-LONGEST = 2000  # bytes of a line that are looked at: a tool may never end one
 ASKING = 300  # seconds for a question such as -h: a container takes a while to start
+ANSWER = 1 << 20  # bytes of an answer
 QUIET = 300  # seconds of silence after which a user should know that the tool still runs
 REDRAW = 5  # seconds after which the line that a terminal shows tells another time
 CLOCKS = 2  # seconds by which a file system's clock may lag
@@ -100,7 +100,7 @@ def find_tool(spec: str | None) -> Tool:
         if not shutil.which("docker"):
             raise InputError(f"{VARIABLE}={spec}: no docker on PATH")
         return Tool("docker", image)
-    found = shutil.which(Path(spec).expanduser())
+    found = shutil.which(os.path.expanduser(spec))  # a Path would lose the "./"
     if not found:
         raise InputError(f"{VARIABLE}={spec}: no such command; expected a path, or docker:IMAGE")
     return Tool("command", str(Path.cwd() / found) if os.sep in spec else spec)
@@ -156,43 +156,31 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None, 
     """
     for directory in command.makes:
         directory.mkdir(parents=True, exist_ok=True)
-    lines = deque(maxlen=LAST_LINES)  # of both streams: on which of them the tool complains is not documented
+    lines: deque[str] = deque(maxlen=LAST_LINES)  # of both: on which of them the tool complains is not documented
     sys.stdout.flush()
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with one_build(command.name) as inherited:
         start = time.time()
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0, "pass_fds": inherited}
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        with subprocess.Popen(command.argv, cwd=command.cwd, env=environment, **pipes) as process:
-            streams = {process.stdout: sys.stdout, process.stderr: sys.stderr}
-            begun = dict.fromkeys(streams, b"")  # lines that have no end yet
+        with running(command.argv, cwd=command.cwd, env=environment, pass_fds=inherited) as process:
+            shown = {process.stdout: Shown(sys.stdout), process.stderr: Shown(sys.stderr)}
             stages = Stages(command.name, seconds)
             try:
-                for stream, piece in _pieces(list(streams), REDRAW if stages.terminal else QUIET):
+                for stream, piece in pieces(process, REDRAW if stages.terminal else QUIET):
                     if stream is None:
                         stages.silence()
                     else:
                         stages.clear()
-                        streams[stream].buffer.write(piece)
-                        streams[stream].flush()
-                        *ended, open_end = (begun[stream] + piece).replace(b"\r", b"\n").split(b"\n")
-                        begun[stream] = open_end[-LONGEST:]
-                        for line in (line[-LONGEST:] for line in ended):
+                        for line in shown[stream].show(piece):
                             lines.append(line)
-                            stages.read(line.decode("utf-8", "replace"))
-                            watch(line.decode("utf-8", "replace"))
-                    if not any(begun.values()):
+                            stages.read(line)
+                            watch(line)
+                    if not any(one.begun for one in shown.values()):
                         stages.tell()
-            except BaseException:
-                process.terminate()
-                raise
             finally:
                 stages.clear()
-        for stream, line in begun.items():
-            if line:  # the tool did not end it
-                lines.append(line)
-                print(file=streams[stream], flush=True)
+        lines.extend(line for stream in shown.values() for line in stream.end())
     if process.returncode:
-        said = " | ".join(text for line in lines if (text := line.decode("utf-8", "replace").strip()))
+        said = " | ".join(text for line in lines if (text := line.strip()))
         raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
     oldest = start - CLOCKS if command.fresh else 0.0
     missing = [name for directory, name in command.expects if not _written(directory, name, oldest)]
@@ -203,36 +191,27 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None, 
         )
 
 
-def _pieces(streams: list[IO[bytes]], patience: float) -> Iterator[tuple[IO[bytes] | None, bytes]]:
-    """What a tool writes, as it comes; (None, b"") after so many seconds of silence."""
-    with selectors.DefaultSelector() as selector:
-        for stream in streams:
-            selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(patience)
-            if not ready:
-                yield None, b""
-            for key, _ in ready:
-                if piece := key.fileobj.read(1 << 16):
-                    yield key.fileobj, piece
-                else:
-                    selector.unregister(key.fileobj)
-
-
 def ask(command: Command) -> subprocess.CompletedProcess:
     """Runs a command that only answers a question, quietly.
 
     Raises:
         CheckFailed: it does not start, or does not answer in time.
     """
+    start = time.monotonic()
     try:
-        return subprocess.run(
-            command.argv, cwd=command.cwd, capture_output=True, text=True, errors="replace", timeout=ASKING
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckFailed(f"{command.name} does not answer within {ASKING} s") from None
+        with running(command.argv, cwd=command.cwd) as process:
+            said = {process.stdout: b"", process.stderr: b""}
+            for stream, piece in pieces(process, ASKING):
+                if stream is not None:
+                    said[stream] += piece
+                if max(map(len, said.values())) > ANSWER:
+                    raise CheckFailed(f"{command.name} answers with more than {ANSWER >> 10} kB")
+                if time.monotonic() - start >= ASKING:
+                    raise CheckFailed(f"{command.name} does not answer within {ASKING} s")
     except OSError as error:
         raise CheckFailed(f"{command.argv[0]} does not start: {error.strerror}") from None
+    texts = (words.decode("utf-8", "replace") for words in said.values())
+    return subprocess.CompletedProcess(command.argv, process.returncode, *texts)
 
 
 def option(flag: str, value: object) -> list[str]:
@@ -241,9 +220,9 @@ def option(flag: str, value: object) -> list[str]:
 
 
 def _written(directory: Path, name: str, oldest: float) -> bool:
-    """Whether a file is there, not empty and not older than `oldest` (seconds since the epoch)."""
+    """Whether a regular file is there, not empty and not older than `oldest` (seconds since the epoch)."""
     found = [path.stat() for path in directory.glob(name)]
-    return any(state.st_size and state.st_mtime >= oldest for state in found)
+    return any(stat.S_ISREG(state.st_mode) and state.st_size and state.st_mtime >= oldest for state in found)
 
 
 def _reason(code: int) -> str:

@@ -27,6 +27,7 @@ from qwen_vl_axera.files import read_json, write_record
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 
 LEAST_GROWTH = 0.01  # of a predicted loss of cosine
+NAMED = 8  # files in a message
 
 
 def check_axmodel(axmodel: Path, graph: Path, workdir: Path, config: Path | None = None) -> dict[str, Any]:
@@ -152,12 +153,13 @@ def read_tokens(directory: Path, expected: np.ndarray) -> np.ndarray:
     """
     path = directory / f"{OUTPUT_NAME}.bin"
     if not path.is_file():
-        found = ", ".join(sorted(item.name for item in directory.iterdir())) or "nothing"
+        names = sorted(item.name for item in directory.iterdir() if item.is_file()) if directory.is_dir() else []
+        found = ", ".join(names[:NAMED]) or "no files"
         raise CheckFailed(f"pulsar2 run wrote no {OUTPUT_NAME}.bin into {directory}; it wrote {found}")
-    values = np.fromfile(path, np.float32)
-    if values.size != expected.size:
-        raise CheckFailed(f"{path}: {values.size} float32 values, expected {expected.size}")
-    return values.reshape(expected.shape)
+    size = path.stat().st_size
+    if size != expected.size * np.dtype(np.float32).itemsize:
+        raise CheckFailed(f"{path}: {size / 4:g} float32 values, expected {expected.size}")
+    return np.fromfile(path, np.float32).reshape(expected.shape)
 
 
 def build_parser():

@@ -15,12 +15,14 @@ import numpy as np
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.checkpoint.tokenizer import check_tokenizer
 from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
 from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 from qwen_vl_axera.fidelity.template import TemplateError, render
 from qwen_vl_axera.files import read_json
+from qwen_vl_axera.memory import check_memory
 
 TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json
 
@@ -62,7 +64,9 @@ def load_tokenizer(directory: Path):
     if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():
         raise InputError(f"{directory}: no tokenizer.json; copy the tokenizer files beside the weights")
     for path in sorted(directory.iterdir()):  # transformers opens what it finds: pipes and devices, too
-        if path.suffix == ".json":
+        if path.name == "tokenizer.json":
+            check_tokenizer(path, read_json(path))
+        elif path.suffix == ".json":
             read_json(path)
         elif path.suffix in TOKENIZER_FILES:
             read_bytes(path)
@@ -102,23 +106,43 @@ def processor_template(directory: Path) -> str | None:
 
 
 def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) -> np.ndarray:
-    """The prompt's token ids, int64 (L,), with the video pad repeated `num_tokens` times."""
+    """The prompt's token ids, int64 (L,), with the video pad repeated `num_tokens` times.
+
+    Raises:
+        InputError: the text, the template or the tokenizer do not make such a prompt, or it is longer than the model.
+    """
+    place = Path(tokenizer.name_or_path)
     content = [{"type": "video"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}
     try:
-        rendered = render(tokenizer.chat_template, variables, Path(tokenizer.name_or_path))
+        rendered = render(tokenizer.chat_template, variables, place)
     except TemplateError as error:  # whatever a template does with a list of parts that it does not expect
         raise InputError(
-            "the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
+            f"{place}: the chat template takes text only: it is that of a language model, not of Qwen2.5-VL "
             f"({error}); copy the released chat_template.json beside the weights"
         ) from None
-    ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
+    try:
+        rendered.encode()
+        ids = np.array(tokenizer(rendered, add_special_tokens=False)["input_ids"], np.int64)
+    except UnicodeEncodeError:  # bytes of the command line, or a template's escapes
+        raise InputError(f"{place}: the prompt {text[:40]!r} is no UTF-8 text, rendered by its chat template") from None
+    except Exception as error:  # the tokenizers library raises bare exceptions
+        raise InputError(f"{place}: the tokenizer does not take the prompt: {str(error)[:200]}") from None
     pads = np.flatnonzero(ids == config.video_token_id)
     if len(pads) != 1:
         raise InputError(
-            f"the chat template renders {len(pads)} video pads (id {config.video_token_id}) for one video, expected 1"
+            f"{place}: the chat template renders {len(pads)} video pads (id {config.video_token_id}) for one video, "
+            "expected 1"
         )
+    if ids.max() >= config.text.vocab_size:
+        raise InputError(
+            f"{place}: the tokenizer gives the id {ids.max()}, the model has {config.text.vocab_size} rows (vocab_size "
+            "in config.json): the tokenizer is another model's"
+        )
+    length, longest = len(ids) - 1 + num_tokens, config.text.max_position_embeddings
+    if length > longest:
+        raise InputError(f"{place}: the prompt takes {length} tokens, the model has {longest} positions")
     return np.concatenate([ids[: pads[0]], np.full(num_tokens, config.video_token_id), ids[pads[0] + 1 :]])
 
 
@@ -161,12 +185,13 @@ class LanguageModel:
         directory: the checkpoint.
         dtype: "bfloat16" or "float32".
         device: "cpu", "cuda", ...
+        tokenizer: the checkpoint's, where it is loaded already.
     """
 
-    def __init__(self, directory: Path, dtype: str = "bfloat16", device: str = "cpu"):
+    def __init__(self, directory: Path, dtype: str = "bfloat16", device: str = "cpu", tokenizer: Any = None):
         checkpoint = Checkpoint(directory)
         self.config, self.device = checkpoint.config, device
-        self.tokenizer = load_tokenizer(directory)
+        self.tokenizer = tokenizer or load_tokenizer(directory)
         self.stop_ids = stop_ids(checkpoint.directory, self.tokenizer)
         self.model = load_language_model(checkpoint, dtype, device)
 
@@ -184,6 +209,8 @@ class LanguageModel:
         """
         import torch
 
+        length = len(prompt.input_ids)
+        check_memory(length * length, f"a prompt of {length} tokens, with the mask of its attention,")
         with torch.no_grad():
             ids = torch.from_numpy(prompt.input_ids).to(self.device)
             pads = ids == self.config.video_token_id

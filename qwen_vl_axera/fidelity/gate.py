@@ -16,7 +16,7 @@ from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.chat import LanguageModel
 from qwen_vl_axera.fidelity.metrics import token_cosine_distances
-from qwen_vl_axera.fidelity.text import check_text
+from qwen_vl_axera.fidelity.text import Questions, check_text
 from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth
 from qwen_vl_axera.fidelity.verdict import Graph, judge_answers, run_graph
 from qwen_vl_axera.files import sha256_file
@@ -161,7 +161,7 @@ def verify(
     checkpoint: Checkpoint,
     workdir: Path,
     graphs: Sequence[Path],
-    prompts: Sequence[str] = (),
+    questions: Questions | None = None,
     max_new_tokens: int = 128,
     dtype: str = "bfloat16",
     device: str = "cpu",
@@ -172,7 +172,7 @@ def verify(
         checkpoint: the model.
         workdir: what run_video_by_sec.py left.
         graphs: files to test, the first of them in the text comparison.
-        prompts: questions for the text comparison; none: numbers only, as where the first graph's are not finite.
+        questions: for the text comparison; none: numbers only, as where the first graph's are not finite.
         max_new_tokens: per answer.
         dtype: of the language model.
         device: of the language model, and of transformers' tower where it must run again.
@@ -186,10 +186,10 @@ def verify(
     capture, judge = open_clip(checkpoint, workdir, device)
     tested = judge_graphs(graphs, judge, checkpoint)
     text: list[dict[str, Any]] = []
-    if prompts and np.isfinite(tested[0].tokens).all():
-        model = LanguageModel(checkpoint.directory, dtype, device)
+    if questions and np.isfinite(tested[0].tokens).all():
+        model = LanguageModel(checkpoint.directory, dtype, device, questions.tokenizer)
         flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), tested[0].tokens)]
-        text = check_text(model, capture, prompts, *flat, max_new_tokens)
+        text = check_text(model, questions.prompts, *flat, max_new_tokens)
     reports = [graph.report() for graph in tested]
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
     report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}

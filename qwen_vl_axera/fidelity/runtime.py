@@ -43,6 +43,8 @@ class OnnxTower:
         # Packed copies of the weights would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
         source: str | bytes = os.fspath(self.path)
+        if not source.isascii() and source != source.encode("utf-8", "replace").decode():
+            raise InputError(f"{self.path}: ONNX Runtime takes no path that is no UTF-8: use another place")
         if model is not None:
             source = model.SerializeToString()
             options.add_session_config_entry(DATA_DIRECTORY, os.fspath(self.path.parent.resolve()))

@@ -1,18 +1,39 @@
 """Greedy text from two sets of features, token by token."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qwen_vl_axera.fidelity.chat import LanguageModel, Token, build_prompt, first_difference
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.fidelity.chat import LanguageModel, Prompt, Token, build_prompt, first_difference, load_tokenizer
+from qwen_vl_axera.fidelity.language import stop_ids
 from qwen_vl_axera.oracle.record import Capture
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked about a clip, and the tokenizer that its prompts were made with."""
+
+    tokenizer: Any
+    prompts: tuple[Prompt, ...]
+
+
+def read_questions(checkpoint: Checkpoint, capture: Capture, texts: Sequence[str]) -> Questions:
+    """The prompts about a clip: made before anything is computed, so that a mistyped one costs nothing.
+
+    Raises:
+        InputError: as of `load_tokenizer`, `stop_ids` and `build_prompt`.
+    """
+    tokenizer, clip = load_tokenizer(checkpoint.directory), (capture.grid_thw, capture.second_per_grid_ts)
+    stop_ids(checkpoint.directory, tokenizer)
+    return Questions(tokenizer, tuple(build_prompt(tokenizer, checkpoint.config, text, *clip) for text in texts))
 
 
 def check_text(
     model: LanguageModel,
-    capture: Capture,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     reference: np.ndarray,
     actual: np.ndarray,
     max_new_tokens: int,
@@ -21,17 +42,15 @@ def check_text(
 
     Args:
         model: the language model.
-        capture: the clip.
         prompts: the questions.
         reference: transformers' features, float32 (N, hidden).
         actual: the graph's features, float32 (N, hidden).
         max_new_tokens: per answer.
     """
     entries = []
-    for text in prompts:
-        prompt = build_prompt(model.tokenizer, model.config, text, capture.grid_thw, capture.second_per_grid_ts)
+    for prompt in prompts:
         answers = [model.generate(prompt, features, max_new_tokens) for features in (reference, actual)]
-        entries.append(text_entry(model, text, *answers))
+        entries.append(text_entry(model, prompt.text, *answers))
     return entries
 
 

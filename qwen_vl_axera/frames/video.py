@@ -26,6 +26,7 @@ CONTAINERS = {
     "protocol_whitelist": "file",
 }
 FRAME_BYTES = 6  # of a pixel: as it is decoded, and as RGB
+ENTRY_BYTES = 64  # of a frame in a decoder's table
 FRAMES = 16  # that a decoder holds at a time: references, and one per thread
 
 SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
@@ -160,6 +161,10 @@ def _open_container(path: Path):
         stream = container.streams.video[0]
         height, width = stream.height or 0, stream.width or 0
         check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
+        # decord makes a table of as many entries as the header says, and ends the process where it can't.
+        if stream.frames > os.path.getsize(path):
+            raise InputError(f"{path}: {stream.frames} frames in {os.path.getsize(path)} bytes; encode it again")
+        check_memory(ENTRY_BYTES * stream.frames, f"{path}: a table of {stream.frames} frames")
     except BaseException:
         container.close()
         raise

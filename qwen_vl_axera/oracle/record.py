@@ -11,7 +11,7 @@ from pydantic import Field
 
 from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
 from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
-from qwen_vl_axera.doors import open_file
+from qwen_vl_axera.doors import check_output, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
 from qwen_vl_axera.record import Count, Positive, Rate, Text, record
@@ -151,6 +151,16 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def check_outputs(workdir: Path) -> None:
+    """That everything of step 1 can be written: asked before the work.
+
+    Raises:
+        InputError: something that is no regular file has a name of it.
+    """
+    for name in (*(f"{tensor}.pth" for tensor in (*LAYOUT_TENSORS, STEP_PATCHES)), PIXELS, ORACLE, EXACT, CAPTURE):
+        check_output(Path(workdir) / name)
+
+
 def save_capture(
     workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, exact: np.ndarray, layout: dict
 ) -> None:
@@ -169,6 +179,7 @@ def save_capture(
     from preprocess import normalize
 
     workdir = Path(workdir)
+    check_outputs(workdir)
     (workdir / CAPTURE).unlink(missing_ok=True)
     tensors = layout | {STEP_PATCHES: torch.from_numpy(normalize(pixels[0]))}
     for name, tensor in tensors.items():

@@ -307,7 +307,9 @@ STREAM = b"text/event-stream"
         ([MODELS, ok(b": nothing\n\n", STREAM)], "broke off"),
         ([MODELS, ok(b"data: " + b"x" * (1 << 20), STREAM)], "more than an answer can be"),
         ([MODELS, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"], "chat/completions"),
+        ([MODELS, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 60 + b"\r\nx"], "chat/completions"),
         ([MODELS, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{}"], ""),
+        ([b"HTTP/1.1 100 Continue\r\n\r\n" * 20], "nothing but interim responses"),
     ],
 )
 def test_hostile_responses(directory, capsys, responses, word):
@@ -335,6 +337,15 @@ def test_a_server_that_takes_its_time(directory, capsys, monkeypatch, responses,
         code, _, err = run(capsys, url, "--check", directory)
     assert code == 2 and len(err.splitlines()) == 1
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("count", [-5, 0, 10**300, True, "3"])
+def test_a_count_of_tokens_that_can_not_be(directory, capsys, count):
+    usage = f'data: {{"choices": [], "usage": {{"completion_tokens": {json.dumps(count)}}}}}\n\ndata: [DONE]\n\n'
+    words = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
+    with raw_server(MODELS, ok(words * 2 + usage.encode(), STREAM)) as url:
+        code, out, err = run(capsys, url, "--check", directory)
+    assert code == 1 and "(2 in all)" in out, out + err
 
 
 def test_control_characters_are_not_printed(directory, capsys):

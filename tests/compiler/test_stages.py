@@ -6,8 +6,9 @@ import time
 import pytest
 
 from qwen_vl_axera.compiler.pulsar2 import build_command
+from qwen_vl_axera.compiler.running import LONGEST
 from qwen_vl_axera.compiler.stages import CLEAR, MOST, Stages
-from qwen_vl_axera.compiler.tool import LONGEST, Command, execute
+from qwen_vl_axera.compiler.tool import Command, execute
 from tests.compiler.running import CONFIG, HERE
 
 LINES = {

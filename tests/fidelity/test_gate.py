@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec
+from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import DESCRIBE, LOCATE
 from qwen_vl_axera.fidelity import gate, text
 from qwen_vl_axera.fidelity.chat import LanguageModel, Token
@@ -114,7 +115,8 @@ def test_text_is_the_language_models(capsys, talking, workdir, dtype):
     capture = read_capture(workdir)
     features = np.array(read_oracle(workdir, capture)).reshape(-1, 48)
     model = LanguageModel(talking, dtype)
-    (expected,) = text.check_text(model, capture, ["Describe this video."], features, features, 6)
+    questions = text.read_questions(Checkpoint(talking), capture, ["Describe this video."])
+    (expected,) = text.check_text(model, questions.prompts, features, features, 6)
     assert entry["reference"] == expected["reference"]
     assert (code, entry["equal"]) in ((0, True), (1, False))
     if dtype == "float32":  # bf16 may round the last digit of two features differently
@@ -277,6 +279,17 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
     assert [entry["file"] for entry in read_report(other)["graphs"]] == [graph.name]
     assert not names(workdir) & {"fidelity.json", "fidelity_tokens.npz"}
     assert (tmp_path / "报告 1_tokens.npz").is_file()
+
+
+def test_a_mistyped_report_costs_no_other_file(capsys, talking, workdir):
+    before = {path: path.read_bytes() for path in workdir.iterdir()}
+    for name, words in (
+        (workdir / "capture.json", "is no fidelity report"),
+        (workdir / "pixels.npy", "expected a name that ends in .json"),
+        (talking / "config.json", "within the checkpoint"),
+    ):
+        refused(run(capsys, talking, "--workdir", workdir, "--report", name), words)
+    assert {path: path.read_bytes() for path in workdir.iterdir()} == before
 
 
 def test_another_clip(capsys, talking, workdir, exported, tmp_path):

@@ -278,3 +278,13 @@ def test_closing_streams_early_never_hangs():
 def test_importing_it_is_cheap():
     code = "import sys, qwen_vl_axera.frames.media; sys.exit(bool({'torch', 'decord', 'av'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_video_of_more_frames_than_bytes(tmp_path):
+    """decord makes a table of what the header says, and ends the process where it can't."""
+    data = bytearray((ROOT / "assets" / "demo.mp4").read_bytes())
+    times = data.find(b"stts")
+    data[times + 12 : times + 16] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "many.mp4").write_bytes(data)
+    with pytest.raises(InputError, match=r"many\.mp4: 2147483647 frames in \d+ bytes"):
+        load_clip([tmp_path / "many.mp4"])

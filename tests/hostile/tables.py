@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 import torch
 from PIL import Image
 
+from tests.hostile import programs
 from tests.hostile.world import (
     BAD,
     CALIB,
@@ -588,4 +590,9 @@ FAMILIES = {
     "graphs": graphs,
     "archives": archives,
     "packages": packages,
+    "templates": programs.templates,
+    "compilers": programs.compilers,
+    "previews": partial(programs.previews, BLOBS),
+    "board": partial(programs.board, BLOBS),
+    "chain": partial(programs.chain, BLOBS),
 }

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests.hostile.programs import VARIABLES
 from tests.hostile.tables import FAMILIES
 from tests.hostile.world import build, check
 
@@ -20,8 +21,10 @@ def world(good, tmp_path, monkeypatch):
     """A copy of it to damage; the current directory."""
     shutil.copytree(good, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
-    monkeypatch.delenv("PULSAR2", raising=False)
-    yield tmp_path / "w"
+    with monkeypatch.context() as patch:
+        for name in ("PULSAR2", *VARIABLES):
+            patch.setenv(name, "")  # so that whatever a case sets is taken back
+        yield tmp_path / "w"
     shutil.rmtree(tmp_path / "w")
 
 

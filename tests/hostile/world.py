@@ -79,7 +79,7 @@ def build(base: Path, checkpoint: Path, frames: Path) -> Path:
 def call(command: list[str]) -> int:
     script, *arguments = command
     module = importlib.import_module(script)
-    if script == "preprocess":  # it runs on the board, without the library
+    if script in ("preprocess", "check_board"):  # they run on the board, without the library
         try:
             return module.main(arguments)
         except SystemExit as end:
@@ -115,6 +115,12 @@ OWN = {
     "package_model": ("out",),
     "make_report": ("work/report.html",),
     "preprocess": ("pixels.npy",),
+    "check_board": (),
+    "preview_quantization": ("work/quantization",),
+    "probe_build": ("work/probe", "work/ckpt_vision_probe"),
+    "qwen_vl_axera.quantization.advice": (),
+    "qwen_vl_axera.compiler.__main__": ("work/build-output",),
+    "qwen_vl_axera.chain.__main__": ("work/.steps", "work/steps.json"),
 }
 
 

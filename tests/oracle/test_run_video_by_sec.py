@@ -1,6 +1,7 @@
 """Step 1 as a user runs it: the files, the text, bad input."""
 
 import json
+import os
 import shutil
 from functools import partial
 from importlib.metadata import version
@@ -319,6 +320,19 @@ def test_bad_input_leaves_an_earlier_capture_alone(capsys, bad, tiny_dir, tmp_pa
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     assert run(capsys, tiny_dir, "--video", bad / "half.png", "--workdir", tmp_path)[0] == 2
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+@pytest.mark.parametrize("name", ["capture.json", "pixels.npy", "window_index.pth"])
+def test_what_is_no_file_is_not_replaced(capsys, bad, tiny_dir, tmp_path, monkeypatch, name):
+    """Said before the work; an earlier capture stays."""
+    assert run(capsys, tiny_dir, "--video", bad / "good.png", "--workdir", tmp_path)[0] == 0
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    monkeypatch.setattr("qwen_vl_axera.oracle.run.run_clip", None)
+    refused(*run(capsys, tiny_dir, "--video", bad / "good.png", "--workdir", tmp_path), f"{name}: would be replaced")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert (tmp_path / name).is_fifo()
 
 
 @pytest.mark.parametrize(("error", "code"), [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])

@@ -3,6 +3,7 @@
 Two spellings are in use: `in_chans` (the hub) and `in_channels` (transformers).
 """
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
     if config.window_size % config.factor:
         raise InputError(f"{path}: window_size {config.window_size} is no multiple of {config.factor} pixels")
     if any(not isinstance(block, int) or not 0 <= block < config.depth for block in blocks):
-        raise InputError(f"{path}: fullatt_block_indexes {blocks} leave the {config.depth} blocks")
+        raise InputError(f"{path}: fullatt_block_indexes {reprlib.repr(blocks)} leave the {config.depth} blocks")
     return config
 
 
