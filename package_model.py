@@ -152,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    if cli:
+        sys.exit(cli.run(main))
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a board's terminal may know ASCII alone
         stream.reconfigure(errors="backslashreplace")
-    sys.exit(cli.run(main) if cli else main())
+    sys.exit(main())
