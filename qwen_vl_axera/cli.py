@@ -1,6 +1,7 @@
 """What every script shares: exit codes, one-line errors, and the flags they have in common."""
 
 import argparse
+import fcntl
 import logging
 import os
 import signal
@@ -229,11 +230,17 @@ def run(
 
 def _settle() -> None:
     """The standard descriptors are there; other people's libraries: no network, no warnings between our lines."""
-    for number in range(3):  # a closed one would be the next file's, and whatever is written to stderr would go there
+    for number in range(3):  # a closed one would be the next file's, and a shell's next file may be what we inherit
         try:
+            usable = number == 0 or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            usable = False
+        if not usable:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
     os.environ |= OFFLINE
     if not os.environ.get(DEBUG):
         warnings.simplefilter("ignore")
