@@ -86,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         places = [place, *([replace(place, mode="image")] if values["IMAGE_SIZE"] else [])]
         for one in places:
             check_directories(one)
-            if args.make:
-                check_outputs(one)
+            check_outputs(one)
         check_config(args.config)
         if args.make:
             make_directories(*(one.here / STAMPS for one in places), args.out)

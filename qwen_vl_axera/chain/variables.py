@@ -26,6 +26,7 @@ from qwen_vl_axera.contract import (
     PREFILL_LEN,
     RECIPES,
     REPORT,
+    STAMPS,
     STEPS,
     WEIGHT_TYPES,
     WINDOW_MODES,
@@ -192,8 +193,8 @@ def check_directories(place: Place) -> None:
     for name, path in (("WORKDIR", place.workdir), ("WORKDIR", place.here), ("OUT", place.out)):
         if printable(path) != str(path):
             raise InputError(f"{name}={path}: expected a name without control characters, in UTF-8")
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{name}={path}: expected a directory, found a file")
+        if os.path.lexists(path) and not path.is_dir():
+            raise InputError(f"{name}={path}: expected a directory, found something else")
         if path.resolve().is_relative_to(checkpoint):
             raise InputError(f"{name}={path} lies in the checkpoint {place.checkpoint}: give it a place of its own")
         for video in place.videos:
@@ -222,7 +223,7 @@ def check_outputs(place: Place) -> None:
     Raises:
         InputError: something else has the name of an output.
     """
-    files = place.work(STEPS, REPORT, LEFT_TO_DO)
+    files = place.work(STEPS, REPORT, LEFT_TO_DO, f"{STAMPS}/lock")
     for name in HOST_STEPS:
         files += [path for path in declared(name, place).writes if path.parent.is_dir()]
     for path in filter(os.path.lexists, files):

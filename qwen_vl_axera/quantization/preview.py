@@ -156,7 +156,10 @@ def _plans(
         config = load_config(path)
         if path.stem in plans:
             raise InputError(f"--config {path}: there is a setting called {path.stem!r} already; rename the file")
-        plans[path.stem] = (_layer_configs(config), read_plan(network, config))
+        try:
+            plans[path.stem] = (_layer_configs(config), read_plan(network, config))
+        except InputError as error:
+            raise InputError(f"--config {path}: {error}") from None
     plans["linear layers at 8 bits"] = (mixed_layer_configs([]), mixed_plan(network, []))
     plans["all at 8 bits"] = ([], uniform(network, "U8"))
     return plans

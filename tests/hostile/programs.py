@@ -270,7 +270,9 @@ def chain(blobs: dict[str, bytes]) -> dict[str, Case]:
         if kind != "directory":
             damage = all_of(compiler(""), replaced("work/.steps/calibration.json", kind))
             cases[f"stamp {kind}: chain"] = Case(damage, STEP, ANY)
+            damage = all_of(compiler(""), replaced("work/.steps/lock", kind))
+            cases[f"lock {kind}: chain"] = Case(damage, CHAIN, BAD | DONE if kind == "link to nothing" else BAD, "")
         swapped = [*CHAIN[:4], "--workdir", "odd", *CHAIN[6:]]
-        if kind not in ("directory", "link to nothing", "link to itself"):
+        if kind != "directory":
             cases[f"WORKDIR is a {kind}"] = Case(all_of(compiler(""), replaced("odd", kind)), swapped, BAD, "odd")
     return cases
