@@ -86,7 +86,8 @@ def _unlisted(directory: Path, listed: set[str]) -> list[str]:
     """Compiled models that the manifest doesn't know, which the runtime might load; other such files are warned of."""
     paths = [path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir()]
     unknown = [name for name in (path.relative_to(directory).as_posix() for path in paths) if name not in listed]
-    models = [name for name in unknown if name.lower().endswith(MODEL)]
+    # A directory here is a link to one: whatever models it holds are not looked for.
+    models = [name for name in unknown if name.lower().endswith(MODEL) or (directory / name).is_dir()]
     others = [name for name in unknown if name not in models and "__pycache__" not in name.split("/")]
     if others:
         first = shown(others[0])

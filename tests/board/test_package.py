@@ -460,7 +460,7 @@ def test_nothing_that_is_said_steers_the_terminal(copy):
     done = check_on_board(copy)
     said = done.stdout + done.stderr
     assert done.returncode == 1 and not [c for c in said if ord(c) < 32 and c != "\n"] and "\u202e" not in said
-    assert "not in the manifest: a\\x1b[2J\\u202e\u732b.AXMODEL" in said and "the first: linked" in said
+    assert "not in the manifest: a\\x1b[2J\\u202e\u732b.AXMODEL" in said and "not in the manifest: linked" in said
     done = check_on_board(copy, "--b\x1bad")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "\x1b" not in done.stderr
 
