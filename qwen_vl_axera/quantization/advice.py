@@ -25,12 +25,11 @@ def advice(workdir: Path) -> str | None:
     if not all((workdir / name).is_file() for name in (QUANTIZATION, MIXED_CONFIG)):
         return None
     found = read_quantization(workdir)
-    mixed = next((setting for setting in found.settings if setting.name == "mixed"), None)
+    mixed = found.mixed
     if mixed is None or mixed.relative_time is None or mixed.mac8 is None:
         return None
     low, high = mixed.relative_time
-    floor = found.floor
-    loss = max(floor.mean_token_cosine - mixed.mean_token_cosine, floor.centred_cosine - mixed.centred_cosine, 0)
+    loss = max(found.loss(mixed), 0)
     return (
         f"QUANTIZE=mixed would compute {mixed.mac8:.1%} of the products with 8-bit activations, in an estimated "
         f"{low:.2f} to {high:.2f} of the time, for {loss:.4f} of a token's cosine (simulated: {QUANTIZATION})"

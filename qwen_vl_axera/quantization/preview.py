@@ -20,7 +20,7 @@ from qwen_vl_axera.quantization.fusion import FUSIONS
 from qwen_vl_axera.quantization.network import Network
 from qwen_vl_axera.quantization.observers import calibrate
 from qwen_vl_axera.quantization.plan import Plan, read_plan, uniform
-from qwen_vl_axera.quantization.record import Quantization
+from qwen_vl_axera.quantization.record import MIXED, Quantization
 from qwen_vl_axera.quantization.search import PROGRESS_FILE, TARGET_LOSS, mixed_layer_configs, mixed_plan, search
 from qwen_vl_axera.quantization.simulation import Simulation
 
@@ -91,7 +91,7 @@ def preview(request: Request) -> dict[str, Any]:
     plans = _plans(network, recipe, request.configs)
     if (workdir / MIXED_CONFIG).is_file() and not request.search:  # of an earlier search
         found = load_config(workdir / MIXED_CONFIG)
-        plans["mixed"] = _layer_configs(found), read_plan(network, found)
+        plans[MIXED] = _layer_configs(found), read_plan(network, found)
     samples = sampling.calibration_samples(recipe, workdir, spec.input, network.shapes[network.input])
     grid = request.checkpoint.config.vision.grid(spec.size)
     clips = sampling.evaluation_clips(request.evaluate, workdir, spec.size, grid)
@@ -121,7 +121,7 @@ def preview(request: Request) -> dict[str, Any]:
             notes.append(
                 f"no mix stays within {request.target_loss:g} of the floor: all linear layers are back at 16 bits"
             )
-        plans["mixed"] = (outcome.layer_configs, outcome.plan)
+        plans[MIXED] = (outcome.layer_configs, outcome.plan)
         report["search"] = {
             "target_loss": request.target_loss,
             "reached": outcome.reached,

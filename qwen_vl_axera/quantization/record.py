@@ -10,6 +10,7 @@ from qwen_vl_axera.files import read_record
 from qwen_vl_axera.record import Amount, Count, Positive, Text, record
 
 MADE_BY = "preview_quantization.py"
+MIXED = "mixed"  # the setting that a search found
 
 Cosine = Annotated[float, Field(ge=-1.000001, le=1.000001)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -182,6 +183,16 @@ class Quantization:
     notes: list[Text]
     search: Searched | None = None
     text: list[dict[str, Any]] | None = None
+
+    @property
+    def mixed(self) -> Setting | None:
+        """What the search found."""
+        return next((setting for setting in self.settings if setting.name == MIXED), None)
+
+    def loss(self, setting: Setting) -> float:
+        """How far a setting lies below the floor, plain or centred, the larger: the rule of `losses.loss`."""
+        names = ("mean_token_cosine", "centred_cosine")
+        return max(getattr(self.floor, name) - getattr(setting, name) for name in names)
 
 
 def read_quantization(workdir: Path) -> Quantization:

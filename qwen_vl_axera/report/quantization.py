@@ -14,7 +14,7 @@ from qwen_vl_axera.contract import ARCHIVE, CALIB, PIXELS, QUANTIZATION, GraphSp
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.oracle.record import Capture
-from qwen_vl_axera.quantization.record import Quantization, Searched, Setting, read_quantization
+from qwen_vl_axera.quantization.record import MIXED, Quantization, Searched, Setting, read_quantization
 from qwen_vl_axera.record import Count, Text, record
 from qwen_vl_axera.report.charts import depth_chart, visible
 from qwen_vl_axera.report.parts import Part, check_newer, clipped, read_part
@@ -23,7 +23,7 @@ from qwen_vl_axera.report.pictures import CONTACT, Scale, data_uri, error_map, s
 T = TypeVar("T")
 
 ROUNDING = 1e-9  # of differences of cosines
-MIXED, CAPTURED = "mixed", "the captured clip"  # as the preview names them
+CAPTURED = "the captured clip"  # as the preview names it
 MOST_ROWS = 32  # of the table of settings
 MOST_SETTINGS = 7  # beside the floor, in curves and maps
 MOST_LAYERS = 24  # in the sensitivity chart
@@ -112,7 +112,8 @@ def _chapter(
         "notes": clipped(list(dict.fromkeys([*found.notes, *_setting_notes(found.settings)])), MOST_LINES),
         "assumptions": found.assumptions,
         "text": None if found.text is None else answers(_checked(list[Question], found.text, "text")),
-        "mixed": next((entry for entry in found.settings if entry.name == MIXED), None),
+        "mixed": found.mixed,
+        "loss": found.loss(found.mixed) if found.mixed else None,
     }
 
 
@@ -148,11 +149,9 @@ def check_subject(found: Quantization, judged: Judged, checkpoint: Checkpoint, w
 
 def reached(found: Quantization) -> bool:
     """Whether the mix keeps the search's target, by its figures, too."""
-    mixed = next((entry for entry in found.settings if entry.name == MIXED), None)
-    if mixed is None or found.search is None:
+    if found.mixed is None or found.search is None:
         return False
-    floor, ours = (min(entry.mean_token_cosine, entry.centred_cosine) for entry in (found.floor, mixed))
-    return found.search.reached and floor - ours <= found.search.target_loss + ROUNDING
+    return found.search.reached and found.loss(found.mixed) <= found.search.target_loss + ROUNDING
 
 
 def sensitivity_chart(search: Searched) -> dict[str, Any]:

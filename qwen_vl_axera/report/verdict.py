@@ -126,7 +126,7 @@ def judge_checks(outcome: Outcome) -> Iterator[Finding]:
 
 
 def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
-    mixed, search, floor = preview["mixed"], preview["search"], preview["settings"][0]
+    mixed, search = preview["mixed"], preview["search"]
     text = preview["text"] or {"changed": {}, "total": 0}
     if mixed and text["changed"].get(mixed.name):
         count = f"{text['changed'][mixed.name]} of {text['total']} answers change"
@@ -135,7 +135,7 @@ def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
         target = f"{search['target']:g}"
         yield Finding("warning", f"Simulated: no mix of 8 and 16 bits stays within {target} of the floor.", "preview")
     elif mixed and mixed.mac8 is not None:
-        loss = max(floor.mean_token_cosine - mixed.mean_token_cosine, floor.centred_cosine - mixed.centred_cosine, 0)
+        loss = max(preview["loss"], 0)
         share = f"{mixed.mac8:.1%} of the products at 8 bits"
         yield Finding("ok", f"Simulated: mixed has {share} and loses {loss:.4f} of a token’s cosine.", "preview")
     else:

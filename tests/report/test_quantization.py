@@ -160,6 +160,20 @@ def test_a_target_that_is_missed_is_seen_whatever_the_flag_says(workdir, tiny):
     assert worst["preview"] == "warning" and "No mix stays within 0.005 of the floor" in page.text
 
 
+def test_plain_and_centred_cosine_each_keep_the_target(workdir, tiny):
+    """As the search has it: what one lies above the other does not make up for a loss."""
+
+    def spoil(value):
+        value["search"]["reached"] = True
+        value["floor"]["centred_cosine"] = value["floor"]["mean_token_cosine"] - 0.1
+        value["settings"][-1]["centred_cosine"] = value["floor"]["centred_cosine"]
+        value["settings"][-1]["mean_token_cosine"] = value["floor"]["mean_token_cosine"] - 0.0051
+
+    change(workdir / RECORD, spoil)
+    page, worst = report(tiny, workdir)
+    assert worst["preview"] == "warning" and "No mix stays within 0.005 of the floor" in page.text
+
+
 def test_layers_that_read_one_tensor_have_a_short_name():
     assert group_name(["a.qkv.q", "a.qkv.k", "a.qkv.v"]) == "a.qkv.q, k, v"
     assert group_name(["first", "b.second"]) == "first, b.second"
