@@ -266,7 +266,7 @@ for model in "${MODELS[@]}"; do
     step npu-vision "${OURS[@]}" qwen_vl_axera.compiler build "$GRAPH.onnx" --config "$CONFIG" --workdir "$HERE" \
         "${CHIP_FLAGS[@]}" "${BUILD_EXTRA[@]}" --deliver "$AXMODEL"
     say "compiled model against ONNX$OF"
-    step npu-fidelity "${OURS[@]}" qwen_vl_axera.fidelity.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
+    step npu-fidelity "${OURS[@]}" qwen_vl_axera.compiled.axmodel "$AXMODEL" "${GRAPH}_uint8.onnx" --config "$CONFIG" \
         --workdir "$HERE"
 done
 vision video

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
     check_vision(checkpoint, size)
     if args.generate:
-        from qwen_vl_axera.fidelity.chat import load_tokenizer
+        from qwen_vl_axera.language.chat import load_tokenizer
 
         load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
     if not args.video:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{rows}x{columns} patches, {capture.num_tokens} tokens; a step alone gives what it gives beside another"
     )
     if args.generate:
-        from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt
+        from qwen_vl_axera.language.chat import LanguageModel, build_prompt
 
         model = LanguageModel(args.ckpt, args.dtype, device)
         features = read_oracle(workdir, capture)

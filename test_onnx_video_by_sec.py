@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
     from qwen_vl_axera.fidelity.record import Fidelity, check_replaceable
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.fidelity.text import read_questions
     from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
     from qwen_vl_axera.files import write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
+    from qwen_vl_axera.language.text import read_questions
     from qwen_vl_axera.oracle.record import read_capture
 
     if not args.video and (args.num_frames or args.fps):

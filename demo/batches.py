@@ -13,7 +13,7 @@ from demo import network as demo_network
 from demo.clips import COLOURS, FPS, KINDS, LANGUAGES, NUM_FRAMES, PROMPTS, SHAPES
 from demo.network import STEPS, TOKENS
 from demo.tokenizer import SYSTEM_PROMPT
-from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+from qwen_vl_axera.language.mrope import mrope_position_ids
 
 SECOND_PER_GRID = demo_network.SLOTS / FPS
 TOKENS_PER_SECOND = 2

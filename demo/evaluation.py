@@ -15,9 +15,9 @@ from demo import network as demo_network
 from demo.batches import SECOND_PER_GRID, TOKENS_PER_SECOND
 from demo.clips import KINDS, LANGUAGES, PROMPTS
 from demo.network import GRID, MERGE, STEPS, TOKENS, DemoNetwork
-from qwen_vl_axera.fidelity.chat import cache_name
-from qwen_vl_axera.fidelity.mrope import mrope_position_ids
 from qwen_vl_axera.files import read_json
+from qwen_vl_axera.language.chat import cache_name
+from qwen_vl_axera.language.mrope import mrope_position_ids
 from qwen_vl_axera.progress import stage
 
 FIRST_CLIP = 0  # of the unseen split; training's own log looks at later ones

@@ -12,7 +12,7 @@ import numpy as np
 
 from qwen_vl_axera.contract import CAPTURE
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.mrope import time_positions
+from qwen_vl_axera.language.mrope import time_positions
 from qwen_vl_axera.oracle.record import Capture
 
 FRAMES = 2  # of one step, as the runtime has it

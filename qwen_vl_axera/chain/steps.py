@@ -7,7 +7,7 @@
     calibration     get_calib.py                  clips, the capture's size      calib/
     npu-probe       probe_build.py                checkpoint, capture, archive   probe.json
     npu-vision      pulsar2 build                 graph, archive, configuration  the vision axmodel
-    npu-fidelity    fidelity.axmodel              that model, capture, graph     axmodel_fidelity.json
+    npu-fidelity    compiled.axmodel              that model, capture, graph     axmodel_fidelity.json
     npu-language    pulsar2 llm_build             checkpoint                     the layers and the head
     embedding       extract_embedding.py          checkpoint                     the embeddings
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.compiler.precision import QUANTIZED
+from qwen_vl_axera.compiled.precision import QUANTIZED
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
     has_llm_build2,

@@ -14,14 +14,14 @@ from preprocess import MERGE_SIZE
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.chat import LanguageModel
 from qwen_vl_axera.fidelity.metrics import token_cosine_distances
-from qwen_vl_axera.fidelity.text import Questions, check_text
 from qwen_vl_axera.fidelity.truth import THRESHOLDS, Judge, Truth
 from qwen_vl_axera.fidelity.verdict import Graph, judge_answers, run_graph
 from qwen_vl_axera.files import sha256_file
 from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
 from qwen_vl_axera.graph.files import load_graph, read_spec, video_stems
+from qwen_vl_axera.language.chat import LanguageModel
+from qwen_vl_axera.language.text import Questions, check_text
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_exact, read_oracle, read_pixels
 
 

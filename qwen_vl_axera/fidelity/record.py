@@ -198,7 +198,7 @@ class CompiledModel:
 
 @record
 class Wish:
-    """An entry of the configuration's `layer_configs`, and what became of it: see `compiler.precision.Wish`."""
+    """An entry of the configuration's `layer_configs`, and what became of it: see `compiled.precision.Wish`."""
 
     selector: str
     data_type: Text
@@ -212,7 +212,7 @@ class Wish:
 
 @record
 class Precision:
-    """Which precision a build really used: see `compiler.precision.precision_report`."""
+    """Which precision a build really used: see `compiled.precision.precision_report`."""
 
     passed: bool
     kept: Count

@@ -195,7 +195,7 @@ class Preflight:
             yield Check("config coherence", "ok", f"fits a graph of {self.contract} and the archive")
 
     def _prompt(self) -> Iterator[Check]:
-        from qwen_vl_axera.fidelity.chat import prompt_token_count
+        from qwen_vl_axera.language.chat import prompt_token_count
 
         plan = self.plan
         if not os.path.lexists(self.workdir / CAPTURE):

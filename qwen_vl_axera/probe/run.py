@@ -1,7 +1,7 @@
 """A slice of the tower through the real compiler: minutes instead of hours until a user knows what to expect.
 
 The forms of the window attention are tried in order, until one compiles and computes what ONNX Runtime does. Of the
-compiler's own output two things are read: `max_cycle`, and `quant/quant_axmodel.json` (see `compiler.precision`).
+compiler's own output two things are read: `max_cycle`, and `quant/quant_axmodel.json` (see `compiled.precision`).
 """
 
 import re
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.compiled.axmodel import compare_axmodel, precision_text, read_precision
 from qwen_vl_axera.compiler.pulsar2 import build_command, version
 from qwen_vl_axera.compiler.schema import load_config
 from qwen_vl_axera.compiler.tool import Tool, execute
 from qwen_vl_axera.contract import CHIP, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fidelity.axmodel import compare_axmodel, precision_text, read_precision
 from qwen_vl_axera.fidelity.gate import find_graphs
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, within
 from qwen_vl_axera.files import read_json

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt, first_difference
+from qwen_vl_axera.language.chat import LanguageModel, build_prompt, first_difference
 
 
 def answers(request, clips, features: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Any]]:

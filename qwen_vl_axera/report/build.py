@@ -109,7 +109,7 @@ def _attempt(entry: Any, thresholds: dict[str, float], form: str | None) -> dict
 
 def precision_table(found: Precision) -> dict[str, Any]:
     """What became of each entry of `layer_configs`, judged anew from its counts; and the widths by operator type."""
-    from qwen_vl_axera.compiler.precision import Wish
+    from qwen_vl_axera.compiled.precision import Wish
 
     wishes = [
         Wish(entry.selector, entry.data_type, entry.matched, entry.honoured, tuple(entry.missing), tuple(entry.others))
@@ -177,7 +177,7 @@ def check_compiled(graph: CompiledModel, checkpoint: Checkpoint, workdir: Path, 
 
 def limit_source(graph: CompiledModel, workdir: Path) -> str:
     """Where the limits of a comparison come from, in words."""
-    from qwen_vl_axera.fidelity.axmodel import LEAST_GROWTH, limits
+    from qwen_vl_axera.compiled.axmodel import LEAST_GROWTH, limits
     from qwen_vl_axera.preflight.plan import CONFIGS
 
     if graph.thresholds == AXMODEL_THRESHOLDS:

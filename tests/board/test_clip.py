@@ -15,8 +15,8 @@ import preflight
 import test_onnx_video_by_sec
 from preprocess import unpatchify
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.fidelity.chat import LanguageModel, Prompt
 from qwen_vl_axera.fidelity.runtime import OnnxTower
+from qwen_vl_axera.language.chat import LanguageModel, Prompt
 from tests.board import runtime
 from tests.board.stand_in import StandIn
 from tests.conftest import run_main

@@ -10,7 +10,7 @@ from preprocess import num_patches, num_tokens, patchify
 from qwen_vl_axera.board.settings import VisionModel, runtime_config
 from qwen_vl_axera.board.timing import time_settings
 from qwen_vl_axera.contract import PROMPTS
-from qwen_vl_axera.fidelity.chat import build_prompt, load_tokenizer
+from qwen_vl_axera.language.chat import build_prompt, load_tokenizer
 from tests.board import runtime
 from tests.board.test_timing import capture
 

@@ -10,7 +10,7 @@ import pytest
 from qwen_vl_axera.board import timing
 from qwen_vl_axera.board.timing import TimeSettings, late_clip, runtime_positions, time_settings
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+from qwen_vl_axera.language.mrope import mrope_position_ids
 from qwen_vl_axera.oracle.record import Capture
 from tests.board import runtime
 

@@ -53,7 +53,7 @@ def run_commands(directory: Path) -> None:
 
 def text_numbers(directory: Path) -> dict:
     """Token ids and positions of each prompt, and the answer's tokens, from the saved features."""
-    from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt
+    from qwen_vl_axera.language.chat import LanguageModel, build_prompt
     from qwen_vl_axera.oracle.record import read_capture, read_oracle
 
     capture = read_capture(directory)

@@ -14,9 +14,9 @@ import test_onnx_video_by_sec
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import DESCRIBE, LOCATE
 from qwen_vl_axera.fidelity import gate, text
-from qwen_vl_axera.fidelity.chat import LanguageModel, Token
 from qwen_vl_axera.fidelity.tables import text_table
 from qwen_vl_axera.fidelity.truth import THRESHOLDS
+from qwen_vl_axera.language.chat import LanguageModel, Token
 from qwen_vl_axera.oracle.record import read_capture, read_oracle
 from tests.conftest import run_main
 from tests.talking import capture_and_export, make_talking, names

@@ -19,10 +19,10 @@ from demo.clips import PROMPTS, answer, make_clip, render
 from preprocess import patchify
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.errors import CheckFailed
-from qwen_vl_axera.fidelity.chat import LanguageModel, build_prompt
 from qwen_vl_axera.fidelity.metrics import WORST, compare
 from qwen_vl_axera.fidelity.truth import Truth, keeps
 from qwen_vl_axera.graph.export import export_vision
+from qwen_vl_axera.language.chat import LanguageModel, build_prompt
 from qwen_vl_axera.towers.qwen2_5_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import ROOT

@@ -17,7 +17,7 @@ import run_video_by_sec
 from qwen_vl_axera import contract
 from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.contract import DESCRIBE
-from qwen_vl_axera.fidelity.chat import build_prompt, load_tokenizer
+from qwen_vl_axera.language.chat import build_prompt, load_tokenizer
 from qwen_vl_axera.oracle import record as capture
 from tests.conftest import run_main
 from tests.talking import make_talking, names

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from qwen_vl_axera.compiler.precision import QUANTIZED, precision_report
+from qwen_vl_axera.compiled.precision import QUANTIZED, precision_report
 from qwen_vl_axera.compiler.schema import load_config
 from qwen_vl_axera.files import write_json
 from qwen_vl_axera.graph.files import load_graph

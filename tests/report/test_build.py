@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import probe_build
+from qwen_vl_axera.compiled import axmodel
 from qwen_vl_axera.compiler import __main__ as compiler
 from qwen_vl_axera.compiler.tool import VARIABLE
-from qwen_vl_axera.fidelity import axmodel
 from tests.conftest import ROOT
 from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SPOOFED, change, report, touch
 

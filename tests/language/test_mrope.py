@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.mrope import mrope_position_ids
+from qwen_vl_axera.language.mrope import mrope_position_ids
 
 IMAGE, VIDEO, START, END = 5, 6, 7, 8
 RULE = {

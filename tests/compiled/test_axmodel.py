@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
+from qwen_vl_axera.compiled import axmodel
+from qwen_vl_axera.compiled.axmodel import limits
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity import axmodel
-from qwen_vl_axera.fidelity.axmodel import limits
 from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS
 from tests.conftest import ROOT, run_main
 from tests.quantization.test_advice import FIGURES, REPORT

@@ -18,10 +18,10 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.checkpoint.tokenizer import check_tokenizer
 from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fidelity.language import load_language_model, stop_ids
-from qwen_vl_axera.fidelity.mrope import mrope_position_ids
-from qwen_vl_axera.fidelity.template import TemplateError, render
 from qwen_vl_axera.files import read_json
+from qwen_vl_axera.language.model import load_language_model, stop_ids
+from qwen_vl_axera.language.mrope import mrope_position_ids
+from qwen_vl_axera.language.template import TemplateError, render
 from qwen_vl_axera.memory import check_memory
 
 TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json

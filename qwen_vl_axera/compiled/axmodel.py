@@ -1,6 +1,6 @@
 """The compiled vision model against the ONNX graph, by Pulsar2's own simulator; and which precision it was built with.
 
-    python -m qwen_vl_axera.fidelity.axmodel MODEL.axmodel NAME_vision_uint8.onnx [--config FILE] [--workdir DIR]
+    python -m qwen_vl_axera.compiled.axmodel MODEL.axmodel NAME_vision_uint8.onnx [--config FILE] [--workdir DIR]
 
 Reads:  pixels.npy of run_video_by_sec.py; with --config also build-output/quant/quant_axmodel.json of the build.
 Writes: axmodel_fidelity.json. Exit code 1 when a cosine is below the threshold, over a step or of any token, or when
@@ -84,7 +84,7 @@ def read_precision(config: Path, graph: Path, build_output: Path) -> dict[str, A
         graph: that was built, or its uint8 twin: the names are the same.
         build_output: where the build wrote to.
     """
-    from qwen_vl_axera.compiler.precision import QUANTIZED, precision_report
+    from qwen_vl_axera.compiled.precision import QUANTIZED, precision_report
     from qwen_vl_axera.compiler.schema import load_config
     from qwen_vl_axera.graph.files import load_graph
 
@@ -138,7 +138,7 @@ def compare_axmodel(axmodel: Path, graph: Path, workdir: Path, place: Path) -> l
 
 def precision_text(precision: dict[str, Any] | None) -> str:
     """Which precision a build used, for the screen."""
-    from qwen_vl_axera.compiler.precision import QUANTIZED, precision_lines
+    from qwen_vl_axera.compiled.precision import QUANTIZED, precision_lines
 
     if precision is None:
         return f"precision: not known, the compiler left no {QUANTIZED}"

@@ -5,7 +5,7 @@ import json
 import pytest
 from onnx import TensorProto, helper
 
-from qwen_vl_axera.compiler.precision import precision_lines, precision_report, read_quantized
+from qwen_vl_axera.compiled.precision import precision_lines, precision_report, read_quantized
 from qwen_vl_axera.compiler.schema import BuildConfig
 from qwen_vl_axera.errors import InputError
 

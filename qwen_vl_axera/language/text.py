@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.fidelity.chat import LanguageModel, Prompt, Token, build_prompt, first_difference, load_tokenizer
-from qwen_vl_axera.fidelity.language import stop_ids
+from qwen_vl_axera.language.chat import LanguageModel, Prompt, Token, build_prompt, first_difference, load_tokenizer
+from qwen_vl_axera.language.model import stop_ids
 from qwen_vl_axera.oracle.record import Capture
 
 

@@ -15,7 +15,7 @@ from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import DESCRIBE, LOCATE
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.fidelity.chat import (
+from qwen_vl_axera.language.chat import (
     LanguageModel,
     Prompt,
     Token,

@@ -1,6 +1,6 @@
 """The checkpoint's chat template, rendered by another process with bounds: a template is a program.
 
-    python -m qwen_vl_axera.fidelity.template < {"template": ..., "variables": ...}
+    python -m qwen_vl_axera.language.template < {"template": ..., "variables": ...}
 
 It runs in Jinja's sandbox, with the settings and functions that transformers gives it.
 """
@@ -39,7 +39,7 @@ def render(template: str, variables: dict[str, Any], path: Path) -> str:
         TemplateError: it fails, or renders more than any prompt.
     """
     asked = json.dumps({"template": template, "variables": variables})
-    argv = [sys.executable, "-m", "qwen_vl_axera.fidelity.template"]
+    argv = [sys.executable, "-m", "qwen_vl_axera.language.template"]
     try:
         done = subprocess.run(argv, input=asked.encode(), capture_output=True, cwd=ROOT, timeout=PATIENCE)
     except subprocess.TimeoutExpired:

@@ -1,0 +1,1 @@
+"""The language side of the text comparison: prompt, template, positions, the model."""
