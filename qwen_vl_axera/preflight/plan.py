@@ -49,7 +49,7 @@ from qwen_vl_axera.preflight.machine import disk_checks, memory_checks
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKED_MOST = 1152  # tokens of the prompt that the vendor's own chunked models take
-OTHER_CLIPS = (((308, 308), 8), ((252, 448), 16), ((448, 448), 1))  # sizes and frames shown for comparison
+OTHER_CLIPS = (((308, 308), 8), ((252, 420), 16), ((448, 448), 1))  # sizes and frames shown for comparison
 CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
 
 
