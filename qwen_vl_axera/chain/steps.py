@@ -221,14 +221,7 @@ class Model:
             "npu-fidelity",
             self._title("compiled model against ONNX"),
             python("qwen_vl_axera.compiled.axmodel", self.axmodel, self.uint8, *words),
-            reads=[
-                self.axmodel,
-                *self.work(CAPTURE, PIXELS),
-                self.uint8,
-                self.weights,
-                config,
-                *filter(Path.is_file, [preview]),
-            ],
+            reads=[self.axmodel, *self.work(CAPTURE, PIXELS), self.uint8, self.weights, config, *preview],
             writes=self.work(AXMODEL_FIDELITY),
             compiler="asked",
         )
