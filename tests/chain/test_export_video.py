@@ -217,6 +217,22 @@ def test_a_compiled_model_that_computes_something_else_stops_the_chain(built, ti
     assert process.returncode == 1
     assert "FAILED" in process.stdout
     assert "== 5 token embeddings" not in process.stdout
+    assert not (base / "work" / ".steps" / "npu-vision.json").exists()  # --resume builds it again
+
+
+def test_what_changes_during_the_build_is_noticed_at_the_end(built, tiny_dir, frames_dir, tmp_path):
+    base, env, _ = built
+    changed = base / "work" / "calib" / "manifest.json"
+    before = changed.read_bytes()
+    script = f'#!/usr/bin/env bash\n[ "$1" != build ] || echo >> "{changed}"\nexec {STAND_IN}/pulsar2 "$@"\n'
+    (tmp_path / "pulsar2").write_text(script)
+    (tmp_path / "pulsar2").chmod(0o755)
+    env = env | {"PULSAR2": tmp_path / "pulsar2", "OUT": tmp_path / "out"}
+    process = export_video(tiny_dir, frames_dir, "--resume", env=env)
+    changed.write_bytes(before)
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "calibration: output" in process.stderr and "after it had ended: run this again" in process.stderr
+    assert "done: everything" not in process.stdout and not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_compiler_that_fails_is_quoted(built, tiny_dir, frames_dir):
