@@ -20,6 +20,7 @@ from typing import TextIO
 
 from qwen_vl_axera import cli
 from qwen_vl_axera.chain.options import SAME_SIZE, Run, check_places, make_directories, read_run
+from qwen_vl_axera.chain.pictures import remove_other_graphs, with_pictures
 from qwen_vl_axera.chain.probed import probed
 from qwen_vl_axera.chain.steps import FORM, Model, Step, advice, embedding, language, package
 from qwen_vl_axera.compiler.tool import DEFAULT, VARIABLE
@@ -38,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--check" in given:
         return cli.EXIT_OK
     chain = Chain(run)
+    if run.trial:
+        print(f"note: no video given: {run.videos[0]} is captured and calibrates, for a trial only", file=sys.stderr)
+    if len(chain.models) > 1 and not with_pictures(run.videos):
+        print("note: no picture among the inputs: the videos' frames calibrate the picture model", file=sys.stderr)
     if run.dry_run:
         return chain.go()
     make_directories(*(model.here / STAMPS for model in chain.models), run.out)
@@ -135,8 +140,6 @@ class Chain:
 
     def export(self, model: Model, form: str) -> None:
         if len(self.models) > 1 and model.mode == "video" and not self.run.dry_run and self.left is None:
-            from qwen_vl_axera.chain.pictures import remove_other_graphs
-
             remove_other_graphs([self.models[1].graph, self.models[1].uint8], self.run.values["INPUT"])
         self.do(model.export(form), model)
         self.do(model.fidelity(), model)

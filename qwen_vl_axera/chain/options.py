@@ -7,7 +7,6 @@ import argparse
 import math
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,7 +166,7 @@ class Run:
         values: of VARIABLES.
         mode: "run", "resume" (what is up to date is skipped) or "force".
         dry_run, host_only: as asked for.
-        demo: the demo model and clip.
+        trial: no video was given.
     """
 
     checkpoint: Path
@@ -180,7 +179,7 @@ class Run:
     mode: str = "run"
     dry_run: bool = False
     host_only: bool = False
-    demo: bool = False
+    trial: bool = False
 
     @property
     def name(self) -> str:
@@ -245,7 +244,7 @@ def read_run(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -
         mode="resume" if args.resume else "force" if args.force else "run",
         dry_run=args.dry_run,
         host_only=args.host_only,
-        demo=args.demo,
+        trial=len(paths) == 1 and not args.demo,
     )
 
 
@@ -298,8 +297,6 @@ def check_places(run: Run) -> None:
     Raises:
         InputError: it is not so.
     """
-    if run.videos == [DEMO_CLIP] and not run.demo:
-        print(f"note: no video given: {DEMO_CLIP} is captured and calibrates, for a trial only", file=sys.stderr)
     pictures = [run.workdir / PICTURES] if run.values["IMAGE_SIZE"] else []
     for name, path in (("OUT", run.out), *(("WORKDIR", path) for path in (run.workdir, *pictures))):
         if printable(path, keep="") != str(path):

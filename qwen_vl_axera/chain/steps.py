@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qwen_vl_axera.chain.options import ROOT, Run, flags
+from qwen_vl_axera.chain.pictures import capture_source, with_pictures
 from qwen_vl_axera.contract import (
     ARCHIVE,
     AXMODEL_FIDELITY,
@@ -116,8 +117,6 @@ class Model:
     @cached_property
     def inputs(self) -> Sequence[Path]:
         """What it is calibrated with."""
-        from qwen_vl_axera.chain.pictures import with_pictures
-
         return (self.mode == "image" and with_pictures(self.run.videos)) or self.run.videos
 
     def work(self, *names: str) -> list[Path]:
@@ -130,8 +129,6 @@ class Model:
         return flags(self.run.values, *names)
 
     def capture(self) -> Step:
-        from qwen_vl_axera.chain.pictures import capture_source
-
         source, frames = capture_source(self.run.videos) if self.mode == "image" else (self.run.videos[0], None)
         words = ["--num-frames", str(frames)] if frames else []
         words += self._flags("IMAGE_SIZE") if self.mode == "image" else self._flags("NUM_FRAMES", "FPS", "SIZE")
