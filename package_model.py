@@ -27,7 +27,7 @@ except ImportError:  # copied to the board alone: --check needs nothing else
 
 
 FORMAT = 1  # of manifest.json
-MANIFEST_BYTES = 1 << 24
+MANIFEST_BYTES, FILE_BYTES = 1 << 24, 1 << 34  # of the largest model a matrix takes 5 GB
 MODEL = ".axmodel"
 
 
@@ -35,15 +35,15 @@ def check(directory: Path, require_complete: bool = False) -> int:
     """Compares a directory with its manifest.json; prints what differs. Returns 0, 1 (differs) or 2 (no manifest)."""
     path = directory / "manifest.json"
     try:
-        entries, missing = _read_manifest(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = shown(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        entries, missing = read_manifest(path)
+    except (OSError, ValueError) as error:
+        reason = shown(" ".join(str(error).split())[:300])
         print(f"error: {shown(path)}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
         return 2
     problems = [problem for entry in entries if (problem := _problem(directory, *entry))]
     if not entries:
         problems.append("the manifest lists no files")
-    problems += _unlisted(directory, {Path(name).as_posix() for name, _, _ in entries} | {path.name})
+    problems += _unlisted(directory, {name for name, _, _ in entries} | {path.name})
     problems += [f"not built when the package was made: {shown(name)}" for name in missing if require_complete]
     print("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
     if missing and not require_complete:
@@ -57,29 +57,59 @@ def shown(text: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
-def _read_manifest(path: Path) -> tuple[list[tuple[str, int, str]], list[str]]:
-    """The files with their sizes and digests, and the names of those that were not built."""
+def read_manifest(path: Path) -> tuple[list[tuple[str, int, str]], list[str]]:
+    """The files with their sizes and digests, and the names of those that were not built.
+
+    Raises:
+        OSError: it is missing or unreadable.
+        ValueError: it is not one of ours, or says two things.
+    """
     if not path.is_file():
         raise OSError("no such file" if not path.exists() else "no regular file")
     with path.open("rb") as file:
         data = file.read(MANIFEST_BYTES + 1)
     if len(data) > MANIFEST_BYTES:
         raise ValueError(f"more than {MANIFEST_BYTES >> 20} MB")
-    manifest = json.loads(data.decode("utf-8"))
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']!r}, expected {FORMAT}")
-    missing = manifest["missing"]
-    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
+    try:
+        manifest = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        if isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+        _fields("the manifest", manifest, format=int, checkpoint=str, complete=bool, missing=list, files=list)
+        missing, entries = manifest["missing"], manifest["files"]
+        for entry in entries:
+            _fields("an entry of files", entry, path=str, bytes=int, sha256=str)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not all(isinstance(name, str) for name in missing):
         raise ValueError("missing: expected a list of names")
-    entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
-    for name, size, digest in entries:
+    if manifest["complete"] is bool(missing):
+        raise ValueError(f"complete is {str(manifest['complete']).lower()}, {len(missing)} files are missing")
+    names = [entry["path"] for entry in entries]
+    for name in names:
         name.encode("utf-8")  # a lone surrogate is no name of ours
         parts = Path(name).parts
-        if not parts or ".." in parts or Path(name).anchor or "\0" in name:
-            raise ValueError(f"{name!r} leaves the directory")
-        if type(size) is not int or not isinstance(digest, str):
-            raise ValueError(f"the entry of {name!r} is malformed")
-    return entries, missing
+        if not parts or ".." in parts or Path(name).anchor or "\0" in name or Path(name).as_posix() != name:
+            raise ValueError(f"{name!r} is no plain name within the directory")
+    if len(set(names)) < len(names):
+        raise ValueError("a file is listed twice")
+    if max((entry["bytes"] for entry in entries), default=0) > FILE_BYTES:
+        raise ValueError(f"a file of more than {FILE_BYTES >> 30} GB")
+    return [(entry["path"], entry["bytes"], entry["sha256"]) for entry in entries], missing
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _fields(what: str, value: object, **kinds: type) -> None:
+    """That a value is an object with exactly these fields; a bool is no number."""
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise ValueError(f"{what}: expected an object with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(value[name]) is not kind:
+            raise ValueError(f"{what}: {name} is {str(value[name])[:40]!r}, expected {kind.__name__}")
 
 
 def _unlisted(directory: Path, listed: set[str]) -> list[str]:

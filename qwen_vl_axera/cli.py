@@ -144,7 +144,7 @@ def existing_workdir(workdir: Path) -> Path:
     """The work directory, made when it is not there yet.
 
     Raises:
-        InputError: something that is not a directory stands in its place.
+        InputError: something that is not a directory stands in its place, or it lies in a checkpoint.
     """
     return made_directory(workdir, "--workdir ")
 
@@ -153,11 +153,11 @@ def made_workdir(workdir: Path, made_by: str) -> Path:
     """The work directory of a script that only reads what others made.
 
     Raises:
-        InputError: there is none: a mistyped one is not made.
+        InputError: there is none, since a mistyped one is not made; or as of `existing_workdir`.
     """
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; expected the one that {made_by} wrote to")
-    return workdir
+    return made_directory(workdir, "--workdir ")
 
 
 def warn(message: str | None) -> None:

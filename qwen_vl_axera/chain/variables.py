@@ -31,7 +31,7 @@ from qwen_vl_axera.contract import (
     WEIGHT_TYPES,
     WINDOW_MODES,
 )
-from qwen_vl_axera.doors import check_file, check_output, printable
+from qwen_vl_axera.doors import check_file, check_output, check_place, printable
 from qwen_vl_axera.errors import InputError
 
 
@@ -187,16 +187,17 @@ def check_directories(place: Place) -> None:
     Raises:
         InputError: it is not so.
     """
-    checkpoint = place.checkpoint.resolve()
-    if not (checkpoint / "config.json").is_file():
+    if not (place.checkpoint / "config.json").is_file():
         raise InputError(f"{place.checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
     for name, path in (("WORKDIR", place.workdir), ("WORKDIR", place.here), ("OUT", place.out)):
         if printable(path) != str(path):
             raise InputError(f"{name}={path}: expected a name without control characters, in UTF-8")
         if os.path.lexists(path) and not path.is_dir():
             raise InputError(f"{name}={path}: expected a directory, found something else")
-        if path.resolve().is_relative_to(checkpoint):
-            raise InputError(f"{name}={path} lies in the checkpoint {place.checkpoint}: give it a place of its own")
+        try:
+            check_place(path, place.checkpoint)
+        except InputError as error:
+            raise InputError(f"{name}={error}") from None
         for video in place.videos:
             if video.is_dir() and path.resolve().is_relative_to(video.resolve()):
                 raise InputError(f"{name}={path} lies in the input {video}: give it a place of its own")

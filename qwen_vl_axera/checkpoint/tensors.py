@@ -36,6 +36,12 @@ ITEM_SIZE = {
     "BOOL": 1,
 }
 FLOAT_DTYPES = ("BF16", "F16", "F32")
+# What else a model needs: of the files beside the weights these are read and packed, others (a trainer's) are not.
+MODEL_FILES = (
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json"),
+    *("merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json"),
+    *("tokenizer_config.json", "video_preprocessor_config.json", "vocab.json"),
+)
 NAMED = 8  # absent files in a message
 
 # Stored names differ between the hub, transformers' save_pretrained and conversion tools; the hub's are
