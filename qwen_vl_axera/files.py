@@ -192,11 +192,12 @@ def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: 
         InputError: it is absent without a default, or of another kind.
     """
     value = raw.get(name, default)
-    if value is None:
+    if value is None and name not in raw:
         raise InputError(f"{path}: {prefix}{name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = {int: "a whole number", list: "a list", str: "a text"}.get(kind, kind.__name__)
-        raise InputError(f"{path}: {prefix}{name} is {reprlib.repr(value)}, expected {wanted}")
+        found = "null" if value is None else reprlib.repr(value)
+        raise InputError(f"{path}: {prefix}{name} is {found}, expected {wanted}")
     if kind is int and value < (0 if name.endswith("token_id") else 1):
         raise InputError(f"{path}: {prefix}{name} is {value}, expected a positive number")
     if kind is int and value >= LARGEST:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwen_vl_axera.checkpoint.config import model_name
 from qwen_vl_axera.contract import (
     ARCHIVE,
     AXMODEL_FIDELITY,
@@ -66,7 +67,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        return self.checkpoint.resolve().name
+        return model_name(self.checkpoint)
 
     @property
     def graph(self) -> str:

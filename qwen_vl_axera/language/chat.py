@@ -110,6 +110,8 @@ def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) 
         InputError: the text, the template or the tokenizer do not make such a prompt, or it is longer than the model.
     """
     place = Path(tokenizer.name_or_path)
+    if pad := next((pad for pad in ("<|image_pad|>", "<|video_pad|>") if pad in text), None):
+        raise InputError(f"the question {text[:40]!r} holds {pad}, which stands for a picture or a video: leave it out")
     content = [{"type": "video"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}

@@ -14,6 +14,7 @@ from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Mode
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
+from qwen_vl_axera.checkpoint.config import model_name
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -88,7 +89,7 @@ class Plan:
     @property
     def package(self) -> Path:
         """OUT."""
-        return self.out or self.checkpoint.with_name(f"{self.checkpoint.resolve().name}-AX650")
+        return self.out or self.checkpoint.with_name(f"{model_name(self.checkpoint)}-AX650")
 
 
 class Preflight:
@@ -134,7 +135,7 @@ class Preflight:
     def _graph(self) -> Iterator[Check]:
         from qwen_vl_axera.graph.files import load_graph, read_metadata, read_spec
 
-        self.graph = self.plan.graph or find_graph(self.plan.checkpoint.resolve().name, self.workdir)
+        self.graph = self.plan.graph or find_graph(model_name(self.plan.checkpoint), self.workdir)
         model = load_graph(self.graph)
         self.spec = read_spec(model, self.graph)
         if model.graph.input:
