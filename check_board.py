@@ -392,15 +392,20 @@ def first_difference(expected: str, actual: str) -> int | None:
     return None
 
 
-def expected_text(question: dict) -> str:
-    """transformers' answer; one that was cut may end within a character of several bytes."""
+def expected_text(question: dict) -> str | None:
+    """What the board should say; None where the host has no answer, or one that was cut before its first character.
+
+    An answer that was cut may end within a character of several bytes.
+    """
+    if not question["transformers"]:
+        return None
     text = question["transformers"]["text"]
-    return text if question["complete"] else text.rstrip("\ufffd")
+    return text if question["complete"] else text.strip().rstrip("\ufffd") or None
 
 
 def differs(question: dict, answer: Answer) -> str | None:
     """What is the first thing in which the board's answer is not transformers'; None when nothing is."""
-    expected, actual = expected_text(question), answer.text.strip()
+    expected, actual = expected_text(question) or "", answer.text.strip()
     if not question["complete"]:
         actual = actual[: len(expected)]
     at = first_difference(expected, actual)
@@ -434,12 +439,13 @@ def check(board: Board, record: dict, directory: Path, upload: bool) -> int:
             if said:
                 print(f"  {name:<12}  {printable(said['text'])}")
         print(f"  {'board':<12}  {printable(answer.text.strip())}")
-        note = differs(question, answer) if known else "nothing to compare with"
+        comparable = expected_text(question) is not None
+        note = differs(question, answer) if comparable else "nothing to compare with"
         equal = "equal" if question["complete"] else "equal as far as the host went"
         print(f"  {note or equal}")
         print(f"  {_speed(answer)}", flush=True)
-        compared += bool(known)
-        different += bool(known and note)
+        compared += comparable
+        different += bool(comparable and note)
     if not compared:
         raise Problem("nothing was compared: run test_onnx_video_by_sec.py --generate, then package_model.py again")
     print(f"{compared - different} of {compared} answers are transformers' own")
@@ -462,8 +468,8 @@ def print_lines(record: dict, directory: Path) -> None:
     for question in record["questions"]:
         print(f"prompt >> {printable(question['prompt'])}")
         print(f"media >>  video:{printable(directory.name)}")
-        if question["transformers"]:
-            print(f"  expected: {printable(expected_text(question))}")
+        if expected := expected_text(question):
+            print(f"  expected: {printable(expected)}")
         print("prompt >> /reset")
     print("prompt >> /exit")
 
