@@ -13,18 +13,17 @@ What the NPU compiler has not made yet is listed as missing; with --require-comp
 
 from __future__ import annotations  # the board's Python may be older than the project's
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path.append(sys.path.pop(0))  # a json.py beside this script must not stand in for Python's own
+
 import argparse
 import hashlib
 import json
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
-
-try:
-    from qwen_vl_axera import cli
-except ImportError:  # copied to the board alone: --check needs nothing else
-    cli = None
-
 
 FORMAT = 1  # of manifest.json
 MANIFEST_BYTES, FILE_BYTES = 1 << 24, 1 << 34  # of the largest model a matrix takes 5 GB
@@ -45,11 +44,19 @@ def check(directory: Path, require_complete: bool = False) -> int:
         problems.append("the manifest lists no files")
     problems += _unlisted(directory, {name for name, _, _ in entries} | {path.name})
     problems += [f"not built when the package was made: {shown(name)}" for name in missing if require_complete]
-    print("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
+    say("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
     if missing and not require_complete:
         first = shown(missing[0])
-        print(f"incomplete: {len(missing)} files were not built when the package was made, the first: {first}")
+        say(f"incomplete: {len(missing)} files were not built when the package was made, the first: {first}")
     return 1 if problems else 0
+
+
+def say(text: str) -> None:
+    """Prints a line. A reader that has gone (head, less) changes nothing: the exit code still says what was found."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def shown(text: object) -> str:
@@ -150,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser():
     raw = argparse.RawDescriptionHelpFormatter
-    parser = cli.parser(__doc__) if cli else _Parser(description=__doc__, formatter_class=raw)
+    parser = _Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("ckpt", metavar="CKPT", type=Path, nargs="?", help="directory of a Qwen2.5-VL checkpoint")
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, nargs="?", help="made when missing")
     parser.add_argument("--workdir", metavar="DIR", type=Path, default=Path(), help="default: the current directory")
@@ -169,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check(args.check, args.require_complete)
     if args.out_dir is None:
         parser.error("expected CKPT and OUT_DIR, or --check DIR")
-    if cli is None:
+    try:
+        from qwen_vl_axera import cli
+    except ImportError:
         parser.error("only --check works without the project beside this script")
 
     from qwen_vl_axera.board.package import assemble, print_table
@@ -182,9 +191,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.EXIT_CHECK_FAILED if args.require_complete and package.missing else cli.EXIT_OK
 
 
-if __name__ == "__main__":
-    if cli:
-        sys.exit(cli.run(main))
+def run_check() -> int:
+    """`--check`, with nothing but the standard library: whatever lies beside a copied script is not imported."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a board's terminal may know ASCII alone
         stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    if any(argument.split("=")[0] == "--check" for argument in sys.argv):
+        sys.exit(run_check())
+    try:
+        from qwen_vl_axera import cli
+    except ImportError:  # copied to the board alone
+        sys.exit(main())
+    sys.exit(cli.run(main))

@@ -30,7 +30,7 @@ KINDS = (
 )
 
 # Control characters, marks of direction, line separators, surrogates.
-STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 # The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
 last_opened: list[str] = []

@@ -66,7 +66,7 @@ def atomic_write(
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError):
             error.filename = os.fspath(path)  # a failed write knows none, and the temporary one says nothing
         raise
 

@@ -568,3 +568,32 @@ def test_on_the_board_only_the_check_works(copy):
     assert done.returncode == 2
     assert "only --check" in done.stderr
     assert (copy / "package_model.py").read_bytes() == (ROOT / "package_model.py").read_bytes()
+
+
+FOREIGN_MODULES = ("json.py", "argparse.py", "hashlib.py", "qwen_vl_axera/cli.py", "qwen_vl_axera/__init__.py")
+
+
+@pytest.mark.parametrize("argv", [["package_model.py", "--check", "."], ["check_board.py", "--print"]], ids=str)
+@pytest.mark.parametrize("here", [True, False])
+def test_modules_beside_a_packed_script_are_not_run(copy, argv, here):
+    (copy / "check").mkdir()
+    (copy / "qwen_vl_axera").mkdir()
+    for name in FOREIGN_MODULES:
+        (copy / name).write_text(f"raise SystemExit('{name} was run')")
+    script = [argv[0] if here else str(copy / argv[0]), *argv[1:-1], str(copy) if argv[-1] == "." else argv[-1]]
+    done = subprocess.run([sys.executable, *script], cwd=copy if here else None, capture_output=True, text=True)
+    assert "was run" not in done.stdout + done.stderr
+    assert done.returncode == (0 if argv[0] == "package_model.py" else 2), done.stderr
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_reader_that_leaves_changes_no_verdict(copy, damaged):
+    if damaged:
+        for path in copy.glob("*.json"):
+            if path.name != "manifest.json":
+                path.write_bytes(b"")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "package_model.py", "--check", copy], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1 if damaged else 0)
