@@ -7,7 +7,7 @@ the numbers below that say so are inferences.
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Model, costs
@@ -263,7 +263,8 @@ class Preflight:
 
     def _model(self) -> Model:
         config = self.checkpoint.config
-        parameters = {name: math.prod(shape) for name, shape in text_tensors(config.text).items()}
+        one = replace(config.text, num_hidden_layers=1)  # all are alike, and config.json may name any number
+        parameters = {name: math.prod(shape) for name, shape in text_tensors(one).items()}
         text = config.text
         return Model(
             tower=config.model_type,
