@@ -187,7 +187,7 @@ def verify(
     tested = judge_graphs(graphs, judge, checkpoint)
     text: list[dict[str, Any]] = []
     if questions and np.isfinite(tested[0].tokens).all():
-        model = LanguageModel(checkpoint.directory, dtype, device, questions.tokenizer)
+        model = LanguageModel(questions.directory, dtype, device, questions.tokenizer)
         flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), tested[0].tokens)]
         text = check_text(model, questions.prompts, *flat, max_new_tokens)
     reports = [graph.report() for graph in tested]
