@@ -1,10 +1,10 @@
 """Measure everything side by side in one run: export, steps, memory, fidelity, frames; as ratios.
 
-    python bench/run.py [--shape 3B] [--sizes HxW...] [--parts NAME...] [--workdir DIR] [--readme] [--quick]
+    python bench/run.py [--shape 3B] [--sizes HxW...] [--parts NAME...] [--workdir DIR] [--render] [--quick]
 
 Reads:  nothing; random checkpoints are made in WORKDIR (20 GB for all parts of the 3B) and used again.
 Writes: WORKDIR/benchmarks.json and .png. A whole run also writes docs/benchmarks.json and .png and the marked section
-        of docs/benchmarks.md, with --readme those of the READMEs, too. `--render` does that again without measuring.
+        of docs/benchmarks.md. `--render` does that again without measuring.
         `--quick`: a small shape, a minute, to see that it works; its numbers say nothing and change no document.
 
 What is compared runs in turn, A B B A, and what is stated is the median of the ratios. Ratios to others are measured in
@@ -29,7 +29,6 @@ from bench import chain_cost, export_cost, frame_cost, plot, render, step_cost
 from bench.measure import ROOT, Row, conditions, together
 from bench.plan import Plan, full_plan, quick_plan
 from qwen_vl_axera import cli
-from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, write_json
 
 SIZES = ("308x308", "448x448", "672x672", "896x896", "1288x1288")
@@ -37,8 +36,6 @@ PARTS = {"export": export_cost, "steps": step_cost, "chain": chain_cost, "frames
 COMPARING = ("steps", "frames")  # parts with ratios to others: whether one is ahead is told by separate runs only
 ROW_PARTS = {"graph": "steps"}  # rows that another part makes
 ALIKE = "shape", "processor", "cores", "memory", "versions"
-DOCUMENTS = (("docs/benchmarks.md", "en", "benchmarks.png", False),)
-READMES = (("README.md", "en", "docs/benchmarks.png", True), ("README.zh-CN.md", "zh", "docs/benchmarks.png", True))
 
 
 def size(text: str) -> tuple[int, int]:
@@ -58,8 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=size, nargs="+", default=[size(text) for text in SIZES], metavar="HxW")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--workdir", type=Path, default=Path("work-bench"), metavar="DIR", help="default: work-bench")
-    parser.add_argument("--readme", action="store_true", help="also rewrite the READMEs' sections")
-    parser.add_argument("--render", action="store_true", help="the documents again, from WORKDIR/benchmarks.json")
+    parser.add_argument("--render", action="store_true", help="the document again, from WORKDIR/benchmarks.json")
     parser.add_argument("--quick", action="store_true", help="a small shape, to see that everything works")
     return parser
 
@@ -81,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "steps" in result["parts"]:
         plot.draw(result, workdir / "benchmarks.png")
     if result["parts"] == list(PARTS) and not result["quick"]:
-        publish(result, ROOT, DOCUMENTS + (READMES if args.readme else ()))
-    elif args.readme:
-        raise InputError("--readme needs all parts: leave out --parts and --quick")
+        publish(result, ROOT)
     return cli.EXIT_OK
 
 
@@ -129,18 +123,17 @@ def _rows(plan: Plan, parts: Sequence[str]) -> Iterator[Row]:
         yield dataclasses.replace(row, target=None) if plan.quick and row.unit == "x" else row
 
 
-def publish(result: dict[str, Any], root: Path, documents: Sequence[tuple[str, str, str, bool]]) -> None:
-    """Writes the figures into the documents: nobody types them.
+def publish(result: dict[str, Any], root: Path) -> None:
+    """Writes the figures into docs/: nobody types them.
 
     Args:
         result: the content of benchmarks.json.
         root: of the project.
-        documents: path, language, the plot's path from there, and whether to leave out the details.
     """
-    write_json(root / "docs" / "benchmarks.json", result)
-    plot.draw(result, root / "docs" / "benchmarks.png")
-    for path, language, picture, brief in documents:
-        render.rewrite_section(root / path, render.markdown(result, language, picture, brief))
+    docs = root / "docs"
+    write_json(docs / "benchmarks.json", result)
+    plot.draw(result, docs / "benchmarks.png")
+    render.rewrite_section(docs / "benchmarks.md", render.markdown(result, "benchmarks.png"))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from qwen_vl_axera.board.costs import Costs
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import read_record
 from qwen_vl_axera.record import Text, record
@@ -39,15 +41,17 @@ class Outcome:
     Attributes:
         passed: no check failed.
         checks: in the order in which they were made.
+        board: what this model will cost on the board, and what it would in other forms and with other clips.
     """
 
     passed: bool
     checks: list[Check]
+    board: list[Costs] = field(default_factory=list)
 
     @classmethod
-    def of(cls, checks: Iterable[Check]) -> "Outcome":
+    def of(cls, checks: Iterable[Check], board: Sequence[Costs] = ()) -> "Outcome":
         checks = list(checks)
-        return cls(all(check.status != "failed" for check in checks), checks)
+        return cls(all(check.status != "failed" for check in checks), checks, list(board))
 
     def __post_init__(self):
         if self.passed != all(check.status != "failed" for check in self.checks):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Model, costs
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
@@ -33,6 +34,7 @@ from qwen_vl_axera.contract import (
     INPUTS,
     KV_CACHE_LEN,
     PREFILL_LEN,
+    WEIGHT_TYPES,
     GraphSpec,
     graph_stem,
 )
@@ -46,6 +48,8 @@ from qwen_vl_axera.preflight.graph import external_bytes, graph_checks
 from qwen_vl_axera.preflight.machine import disk_checks, memory_checks
 
 ROOT = Path(__file__).resolve().parents[2]
+CHUNKED_MOST = 1152  # tokens of the prompt that the vendor's own chunked models take
+OTHER_CLIPS = (((308, 308), 8), ((252, 420), 16), ((448, 448), 1))  # sizes and frames shown for comparison
 CONFIGS = {"pixels": ROOT / "config_video.json", "normalized": ROOT / "config_video_normalized.json"}
 
 
@@ -62,6 +66,7 @@ class Plan:
         prefill_len: tokens of one prefill run.
         kv_cache_len: tokens of the cache.
         last_kv_cache_len: with several, the largest bounds the prompt.
+        weight_type: of the language model's layers.
         chip: target hardware.
         out: what goes to the board; None: beside the checkpoint.
         tool: where the compiler is, as in PULSAR2; None: PATH.
@@ -75,6 +80,7 @@ class Plan:
     prefill_len: int = PREFILL_LEN
     kv_cache_len: int = KV_CACHE_LEN
     last_kv_cache_len: Sequence[int] = ()
+    weight_type: str = WEIGHT_TYPES[0]
     chip: str = CHIP
     out: Path | None = None
     tool: str | None = None
@@ -98,6 +104,8 @@ class Preflight:
         self.graph_bytes = 0  # weights included
         self.config: BuildConfig | None = None
         self.archive: Archive | None = None
+        self.text_tokens: int | None = None  # of the prompt, beside the visual ones
+        self.board: list[Costs] = []
 
     def run(self) -> Iterator[Check]:
         """Every check, in the order of the chain.
@@ -114,6 +122,7 @@ class Preflight:
         yield from guarded("archive", "run get_calib.py", self._archive)
         yield from guarded("config", "correct the file", self._coherence)
         yield from guarded("prompt", "", self._prompt)
+        yield from guarded("board", "", self._board)
         yield from guarded("disk", "", self._disk)
         yield from guarded("memory", "", self._memory)
         yield from guarded("compiler", f"correct {VARIABLE}", self._compiler)
@@ -204,6 +213,7 @@ class Preflight:
             return
         capture = read_capture(self.workdir)
         count = prompt_token_count(plan.checkpoint, plan.prompt or DESCRIBE, capture.num_tokens)
+        self.text_tokens = count - capture.num_tokens
         room = max([plan.prefill_len, *plan.last_kv_cache_len])
         detail = f"{count} tokens, {capture.num_tokens} of them visual"
         if count > room:
@@ -230,6 +240,67 @@ class Preflight:
         enough = math.ceil((max(count, room) + ANSWER + 1) / CHUNK) * CHUNK - 1
         status = "warning" if detail.endswith("answer") else "failed"
         yield Check("kv cache", status, detail, f"set KV_CACHE_LEN={enough}")
+
+    def _board(self) -> Iterator[Check]:
+        """Does it fit a card, and how long does an answer take? Also of other forms and clips, to choose from."""
+        if self.checkpoint is None or self.spec is None:
+            return
+        self.board = [costs(self._model(), case) for case in self._cases()]
+        if not self.board:
+            return
+        this = self.board[0]
+        detail = f"{this.memory.value / GIB:.1f} GiB of the card's memory ({this.memory.grade})"
+        if this.first_token_ms:
+            first = this.first_token_ms
+            detail += f", {first.value / 1e3:.1f} s to the first token ({first.grade})"
+        detail += f", then {this.tokens_per_second.value:.1f} tokens a second ({this.tokens_per_second.grade})"
+        if this.memory.value > CARD:
+            remedy = "set WEIGHT_TYPE=s4, or take a smaller model or a card with more memory"
+            yield Check("board", "warning", f"{detail}; a card of 8 GB leaves about {CARD / GIB:.0f} GiB", remedy)
+        else:
+            yield Check("board", "ok", detail)
+
+    def _model(self) -> Model:
+        config = self.checkpoint.config
+        parameters = {name: math.prod(shape) for name, shape in text_tensors(config.text).items()}
+        text = config.text
+        return Model(
+            tower=config.model_type,
+            vision=sum(math.prod(shape) for shape in self.checkpoint.tower.stored_tensors(config.vision).values()),
+            layers=text.num_hidden_layers,
+            layer=sum(number for name, number in parameters.items() if name.startswith("model.layers.0.")),
+            head=text.vocab_size * text.hidden_size,
+            embedding=text.vocab_size * text.hidden_size,
+            key_value=text.hidden_size // text.num_attention_heads * text.num_key_value_heads,
+        )
+
+    def _cases(self) -> Iterator[Case]:
+        """This run's, then the same clip with the other form of prefill, and common ones in chunks."""
+        plan, vision = self.plan, self.checkpoint.config.vision
+        size, frames = self.spec.size, 1
+        if self.spec.mode == "video" and os.path.lexists(self.workdir / CAPTURE):
+            frames = len(read_capture(self.workdir).indices)
+        chunked = bool(plan.last_kv_cache_len)
+        wanted = [(size, frames, chunked), (size, frames, not chunked), *((*clip, True) for clip in OTHER_CLIPS)]
+        for number, (size, frames, chunked) in enumerate(dict.fromkeys(wanted)):
+            rows, columns = vision.grid(size)
+            clip = {"size": size, "frames": frames, "steps": math.ceil(frames / 2), "patches": rows * columns}
+            visual = vision.output_shape(size)[0]
+            text = MEDIA_TOKENS if self.text_tokens is None else self.text_tokens
+            room = max(CHUNKED_MOST, math.ceil((clip["steps"] * visual + text) / CHUNK) * CHUNK)
+            prefill, lengths = (CHUNK, tuple(range(CHUNK, room + 1, CHUNK))) if chunked else (PREFILL_LEN, ())
+            if number == 0:
+                prefill, lengths = plan.prefill_len, tuple(plan.last_kv_cache_len)
+            cache = max([plan.kv_cache_len, *lengths])
+            yield Case(
+                **clip,
+                visual=visual,
+                text=text,
+                prefill_len=prefill,
+                chunks=lengths,
+                kv_cache_len=cache,
+                weight_type=plan.weight_type,
+            )
 
     def _disk(self) -> Iterator[Check]:
         yield from disk_checks(self.workdir, self.plan.package, self.graph_bytes, self._language_bytes())

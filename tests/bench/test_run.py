@@ -13,17 +13,17 @@ from bench.plan import full_plan, quick_plan
 from tests.conftest import ROOT, run_main
 
 run = partial(run_main, bench_run.main)
-DOCUMENTS = ["README.md", "README.zh-CN.md", "docs/benchmarks.md"]
+DOCUMENT = "docs/benchmarks.md"
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory, run_script) -> tuple[Path, str]:
-    """The reduced run's directory and what it printed; the documents must be as before."""
+    """The reduced run's directory and what it printed; the document must be as before."""
     workdir = tmp_path_factory.mktemp("bench") / "work dir"
-    before = {name: (ROOT / name).read_bytes() for name in DOCUMENTS}
+    before = (ROOT / DOCUMENT).read_bytes()
     done = run_script("bench/run.py", "--quick", "--workdir", workdir)
     assert done.returncode == 0, done.stderr
-    assert before == {name: (ROOT / name).read_bytes() for name in DOCUMENTS}
+    assert before == (ROOT / DOCUMENT).read_bytes()
     return workdir, done.stdout
 
 
@@ -54,20 +54,10 @@ def test_quick_run_measures_every_part(quick):
 
 
 def test_quick_run_prints_a_table_and_leaves_no_large_files(quick):
-    for heading, _ in render.PARTS.values():
+    for heading in render.PARTS.values():
         assert heading.upper() in quick[1]
     assert "None" not in quick[1] and "{" not in quick[1]
     assert not (quick[0] / "calibration").exists() and not list((quick[0] / "export").iterdir())
-
-
-def test_every_row_reads_in_both_languages(quick):
-    result = json.loads((quick[0] / "benchmarks.json").read_text())
-    english, chinese = (render.markdown(result, language, "plot.png", False) for language in render.LANGUAGES)
-    assert english.count("\n") == chinese.count("\n") and "![" in english and "目标" in chinese
-    brief = render.markdown(result, "en", "plot.png", brief=True)
-    assert len(brief) < len(english) and "bytes moved" not in brief
-    assert all(len(texts) == len(render.LANGUAGES) for texts in render.LABELS.values())
-    assert set(render.LABELS) >= render.DETAILS
 
 
 def test_parts_that_compare_are_run_twice(monkeypatch, tmp_path):
@@ -113,19 +103,15 @@ def test_a_part_measured_anew_replaces_its_rows_only():
     assert bench_run.with_earlier_parts(anew, whole)["conditions"]["minutes"] == 5
 
 
-def test_publish_fills_the_documents(quick, tmp_path):
+def test_publish_fills_the_document(quick, tmp_path):
     result = json.loads((quick[0] / "benchmarks.json").read_text())
     (tmp_path / "docs").mkdir()
-    for name in DOCUMENTS:
-        (tmp_path / name).write_text(f"before\n{render.BEGIN}\nold figures\n{render.END}\nafter\n")
-    documents = bench_run.DOCUMENTS + bench_run.READMES
-    assert [name for name, *_ in documents] == ["docs/benchmarks.md", "README.md", "README.zh-CN.md"]
+    (tmp_path / DOCUMENT).write_text(f"before\n{render.BEGIN}\nold figures\n{render.END}\nafter\n")
     for _ in range(2):  # the second time changes nothing
-        bench_run.publish(result, tmp_path, documents)
-        texts = [(tmp_path / name).read_text() for name in DOCUMENTS]
-        for text in texts:
-            assert text.startswith("before\n") and text.endswith("\nafter\n") and "old figures" not in text
-            assert text.count("Random-") == 0 and "export.py" in text
+        bench_run.publish(result, tmp_path)
+        text = (tmp_path / DOCUMENT).read_text()
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old figures" not in text
+        assert text.count("Random-") == 0 and "export.py" in text and "bytes moved" in text and "![" in text
     assert json.loads((tmp_path / "docs" / "benchmarks.json").read_text()) == result
 
 
@@ -142,8 +128,3 @@ def test_publish_fills_the_documents(quick, tmp_path):
 def test_bad_input(capsys, tmp_path, argv, message):
     code, _, error = run(capsys, *argv, "--workdir", tmp_path)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
-
-
-def test_readmes_take_all_parts_only(quick, capsys):
-    code, _, error = run(capsys, "--render", "--readme", "--workdir", quick[0])
-    assert code == 2 and "needs all parts" in error
