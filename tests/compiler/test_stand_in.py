@@ -401,3 +401,22 @@ def test_unknown_lies_and_versions():
     assert version("timestamp").stdout != version("timestamp").stdout
     old = os.environ | {"STAND_IN_LIES": "no_llm_build2"}
     assert subprocess.run([STAND_IN, "llm_build2", "-h"], env=old, capture_output=True).returncode == 2
+
+
+def test_a_layer_in_float_stands_between_two_borders(built):
+    one = built([MIXED[0], {"op_types": ["Softmax", "MatMul"], "data_type": "FP32"}])
+    configs, nodes = one.record["tensor_configs"], {node.name: node for node in one.graph.node}
+    assert configs["blocks.0.attn.windows.0.softmax"]["blocks.0.attn.windows.0.mat_mul"]["state"] == "FP32"
+    assert configs["blocks.0.attn.windows.0.mat_mul"]["blocks.0.attn.windows.0.mat_mul"]["bit_width"] == 8
+    assert one.record["quant_config"]["mix_precision_configs"]["MatMul"] == {"dtype": "U8"}  # no float for products
+    makers = {name: node for node in one.graph.node for name in node.output}
+    assert makers[nodes["blocks.0.attn.windows.0.softmax"].input[0]].op_type == "AxDequantizeLinear"
+    reshape = makers[nodes["blocks.0.attn.windows.0.mat_mul_1"].input[0]]
+    assert makers[reshape.input[0]].op_type == "AxQuantizeLinear"
+
+
+def test_a_part_of_the_graph_between_two_tensors(built):
+    part = {"start_tensor_names": ["blocks.0.add"], "end_tensor_names": ["blocks.0.add_1"], "data_type": "U16"}
+    one = built([part])
+    wide = {name for name in gemms(one) if read_width(one, name) == 16}
+    assert wide == {f"blocks.0.mlp.{name}_proj" for name in ("gate", "up", "down")}

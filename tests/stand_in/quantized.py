@@ -139,7 +139,9 @@ class Build:
                     one = (8, one[1])
                 given, read = dict.fromkeys(asked, one), one
             else:
-                given, read = {name: combine(types) or (own[0], False) for name, types in asked.items()}, own
+                mine, read = (own[0], own[0] == 32), own
+                given = {name: combine(types) or mine for name, types in asked.items()}
+                given = {name: one if (one[0] == 32) == (own[0] == 32) else mine for name, one in given.items()}
             self.types |= given
             for name in self.data(operator):
                 wanted.setdefault(name, set()).add(read)
