@@ -66,8 +66,7 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         versions=versions(),
         exact_steps=chosen,
     )
-    save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, layout.tensors())
-    return capture
+    return save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, layout.tensors())
 
 
 def different_steps(pixels: np.ndarray) -> list[int]:
