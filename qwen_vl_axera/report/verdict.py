@@ -16,7 +16,7 @@ TITLES = {
     "fidelity": "Fidelity",
     "maps": "Error of each token",
     "calibration": "Calibration set",
-    "preview": "8 bits where they hold",
+    "preview": "Mixed precision",
     "checks": "Checks before the build",
     "probe": "The probe",
     "axmodel": "The compiled model",
@@ -88,14 +88,14 @@ def judge_fidelity(fidelity: Fidelity) -> Iterator[Finding]:
         text = f", and the {count} agree token by token" if fidelity.text else ""
         yield Finding("ok", f"The ONNX graphs err no more than float32 rounding explains{text}.", "fidelity")
         return
-    for graph in fidelity.graphs:
-        if not graph.holds(fidelity.thresholds):
-            problem = graph.problems[0] if graph.problems else "its figures miss a threshold"
-            yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
+    wrong = [graph for graph in fidelity.graphs if not graph.holds]
     differing = [answer for answer in fidelity.text if not answer.equal]
+    for graph in wrong:
+        problem = graph.problems[0] if graph.problems else "its figures exceed a limit"
+        yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
     if differing:
         yield Finding("failed", f"{len(differing)} of {len(fidelity.text)} answers differ.", "text")
-    if not differing and all(graph.holds(fidelity.thresholds) for graph in fidelity.graphs):
+    if not differing and not wrong:
         what = "did not pass" if fidelity.graphs else "measured no graph"
         yield Finding("failed", f"The fidelity test {what}.", "fidelity")
 
@@ -130,14 +130,20 @@ def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
     text = preview["text"] or {"changed": {}, "total": 0}
     if mixed and text["changed"].get(mixed.name):
         count = f"{text['changed'][mixed.name]} of {text['total']} answers change"
-        yield Finding("warning", f"Simulated: {count} under mixed.", "preview")
+        yield Finding("warning", f"Simulated: {count} with mixed precision.", "preview")
     if search and not search["reached"]:
         target = f"{search['target']:g}"
-        yield Finding("warning", f"Simulated: no mix of 8 and 16 bits stays within {target} of the floor.", "preview")
+        yield Finding(
+            "warning",
+            f"Simulated: no mix of 8 and 16 bits loses at most {target} more than 8-bit weights alone.",
+            "preview",
+        )
     elif mixed and mixed.mac8 is not None:
         loss = max(preview["loss"], 0)
         share = f"{mixed.mac8:.1%} of the products at 8 bits"
-        yield Finding("ok", f"Simulated: mixed has {share} and loses {loss:.4f} of a token’s cosine.", "preview")
+        yield Finding(
+            "ok", f"Simulated: mixed precision has {share} and loses {loss:.4f} of a token’s cosine.", "preview"
+        )
     else:
         yield Finding("ok", f"Simulated under {len(preview['settings']) + preview['hidden'] - 1} settings.", "preview")
 
@@ -149,7 +155,7 @@ def judge_probe(probe: dict[str, Any]) -> Iterator[Finding]:
     elif precision and precision["status"] != "ok":
         yield Finding(precision["status"], f"The probe: {PRECISION[precision['status']]}", "precision")
     elif not probe["works"]:
-        yield Finding("failed", "The probe misses a limit.", "probe")
+        yield Finding("failed", "The compiled probe differs from ONNX Runtime by more than a limit.", "probe")
     else:
         yield Finding("ok", f"Two blocks compile as {probe['form']} and compute what ONNX Runtime does.", "probe")
     if probe["form"] not in (None, probe["exported"]):
@@ -162,9 +168,9 @@ def judge_axmodel(axmodel: dict[str, Any]) -> Iterator[Finding]:
     if precision and precision["status"] != "ok":
         yield Finding(precision["status"], f"The build: {PRECISION[precision['status']]}", "precision")
     if not all(entry["graph"].holds for entry in axmodel["graphs"]) or not axmodel["graphs"]:
-        yield Finding("failed", "The compiled model misses a threshold.", "axmodel")
+        yield Finding("failed", "The compiled model differs from the graph by more than a threshold.", "axmodel")
     elif axmodel["holds"]:
-        yield Finding("ok", "The compiled model keeps every threshold, on every step and token.", "axmodel")
+        yield Finding("ok", "The compiled model is within every threshold, on every step and token.", "axmodel")
     elif not precision or precision["status"] != "failed":
         yield Finding("failed", "The check of the compiled model did not pass.", "axmodel")
 
