@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from package_model import FILE_BYTES, read_manifest
 from qwen_vl_axera import progress
 from qwen_vl_axera.board import settings
 from qwen_vl_axera.board.clip import CHECK, write_clip
@@ -20,16 +21,15 @@ from qwen_vl_axera.board.settings import VisionModel
 from qwen_vl_axera.board.timing import TimeSettings, time_settings
 from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
-from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.checkpoint.tensors import MODEL_FILES, Checkpoint
 from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
 from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
-from qwen_vl_axera.swap import Staging, staged
+from qwen_vl_axera.swap import Staging, set_aside, staged
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-HUB_FILES = ("*.json", "merges.txt", "*.jinja")
 SCRIPTS = ("preprocess.py", "package_model.py", "check_board.py")  # they run on the board as they are
 LAYER = re.compile(layer_file(r"(\d+)", r"(\d+)").replace(".", r"\."))
 
@@ -96,11 +96,11 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     directory.mkdir(parents=True, exist_ok=True)
     prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
 
-    with staged(directory, MANIFEST) as staging:
+    with staged(directory, MANIFEST, made_before(directory)) as staging:
         new = staging.directory
         parts = [Part("hub files", _copy_hub_files(checkpoint.directory, new)), _tokenizer(checkpoint, new)]
         if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
-            extract_embedding(checkpoint, directory)
+            extract_embedding(checkpoint, new)
         parts.append(Part("embeddings", [EMBEDDING_FILES["bfloat16"]]))
         parts += [_vision(model, staging, build_output) for model in models]
         if not models:
@@ -131,6 +131,27 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     return Package(directory, parts, warnings, manifest)
 
 
+def made_before(directory: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what an earlier run put into OUT, by its manifest.
+
+    Raises:
+        InputError: the manifest there is another program's, or damaged.
+    """
+    path = directory / MANIFEST
+    if not os.path.lexists(path):
+        path = set_aside(path)  # of a run that was killed while its files got their names
+    if not os.path.lexists(path):
+        return {}
+    try:
+        entries, _ = read_manifest(check_file(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(
+            f"{path}: would be replaced, and is no manifest of a package ({reason}): move it away"
+        ) from None
+    return {name: digest for name, _, digest in entries}
+
+
 def _check_links(directory: Path, names: list[str]) -> None:
     for name in names:
         if (directory / name).is_symlink():
@@ -138,13 +159,9 @@ def _check_links(directory: Path, names: list[str]) -> None:
 
 
 def _copy_hub_files(source: Path, directory: Path) -> list[str]:
-    paths = {path for pattern in HUB_FILES for path in source.glob(pattern)}
-    names = []
-    for path in sorted(paths):
-        if path.name == MANIFEST or path.name.startswith(".") or path.is_dir():
-            continue
-        copy_file(path, directory / path.name)
-        names.append(path.name)
+    names = [name for name in MODEL_FILES if os.path.lexists(source / name)]
+    for name in names:
+        copy_file(source / name, directory / name)
     return names
 
 
@@ -242,6 +259,8 @@ def _hash_files(staging: Staging, leave_out: set[Path]) -> list[dict]:
             except UnicodeEncodeError:
                 raise InputError(f"{directory}: the file name {name!a} is no UTF-8: rename or remove it") from None
             size = path.stat().st_size
+            if size > FILE_BYTES:
+                raise InputError(f"{path}: {size} bytes, more than any file of a package has: remove it")
             entries.append({"path": name, "bytes": size, "sha256": sha256_file(path)})
             stage.advance(size)
     return entries
@@ -257,7 +276,7 @@ def _check_embedding(checkpoint: Checkpoint, directory: Path, files: list[dict])
     info = embedding_info(checkpoint)
     entry = next(entry for entry in files if entry["path"] == name)
     rows, columns = info.shape
-    remedy = f"run extract_embedding.py {checkpoint.directory} {directory}"
+    remedy = f"remove it and run extract_embedding.py {checkpoint.directory} {directory}"
     if entry["bytes"] != 2 * rows * columns:
         raise CheckFailed(
             f"{directory / name}: {entry['bytes']} bytes, "

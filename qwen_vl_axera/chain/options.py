@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_vl_axera.checkpoint.config import model_name
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
 from qwen_vl_axera.contract import (
     ANSWER,
@@ -33,7 +34,7 @@ from qwen_vl_axera.contract import (
     WEIGHT_TYPES,
     WINDOW_MODES,
 )
-from qwen_vl_axera.doors import check_file, printable
+from qwen_vl_axera.doors import check_file, check_place, printable
 from qwen_vl_axera.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +185,7 @@ class Run:
     @property
     def name(self) -> str:
         """The checkpoint's, which its graphs carry."""
-        return self.checkpoint.resolve().name
+        return model_name(self.checkpoint)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -222,7 +223,10 @@ def read_run(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -
     if not (checkpoint / "config.json").is_file():
         raise InputError(f"{checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
     workdir = Path(environment.get("WORKDIR") or Path.cwd())
-    out = workdir / f"{DEMO_MODEL.name}-AX650" if args.demo else f"{checkpoint}-AX650"
+    name = model_name(checkpoint)  # in the hub's cache, the model's: nothing is written there
+    out = f"{checkpoint}-AX650" if name == checkpoint.resolve().name else workdir / f"{name}-AX650"
+    if args.demo:
+        out = workdir / f"{name}-AX650"
     values = read_variables(environment)
     config = ROOT / ("config_video_normalized.json" if values["INPUT"] == "normalized" else "config_video.json")
     fallback = None
@@ -303,8 +307,10 @@ def check_places(run: Run) -> None:
             raise InputError(f"{name}={path}: expected a name without control characters, in UTF-8")
         if os.path.lexists(path) and not path.is_dir():
             raise InputError(f"{name}={path}: expected a directory, found something else")
-        if path.resolve().is_relative_to(run.checkpoint.resolve()):
-            raise InputError(f"{name}={path} lies in the checkpoint {run.checkpoint}: give it a place of its own")
+        try:
+            check_place(path, run.checkpoint)
+        except InputError as error:
+            raise InputError(f"{name}={error}") from None
         for video in run.videos:
             if video.is_dir() and path.resolve().is_relative_to(video.resolve()):
                 raise InputError(f"{name}={path} lies in the input {video}: give it a place of its own")

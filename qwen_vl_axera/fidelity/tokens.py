@@ -60,6 +60,15 @@ def write_token_errors(report: Path, errors: dict[str, np.ndarray]) -> Path:
     return path
 
 
+def is_token_errors(path: Path) -> bool:
+    """Whether a file holds the errors of a run, of whatever name."""
+    try:
+        with open_file(path) as stored, zipfile.ZipFile(stored) as archive:
+            return any(name.endswith(f"/{COSINE_DISTANCE}.npy") for name in archive.namelist())
+    except DAMAGE:
+        return False
+
+
 def read_token_errors(path: Path, graph: Graph, fidelity: Fidelity, shape: tuple[int, int, int]) -> TokenErrors:
     """The errors of one graph's tokens, if they are of `fidelity.json`'s run.
 

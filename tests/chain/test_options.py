@@ -101,9 +101,9 @@ def test_places_that_would_damage_what_is_read(tiny_dir, frames_dir, tmp_path):
             check_places(Run(tiny_dir, workdir, out, videos, CONFIG, read_variables(variables)))
 
     check_places(Run(tiny_dir, tmp_path, tmp_path / "out", [frames_dir], CONFIG, read_variables({})))
-    refused("OUT=.* lies in the checkpoint", out=tiny_dir)
-    refused("OUT=.* lies in the checkpoint", out=tiny_dir / "out")
-    refused("WORKDIR=.* lies in the checkpoint", workdir=tiny_dir)
+    refused("OUT=.* the checkpoint", out=tiny_dir)
+    refused("OUT=.* the checkpoint", out=tiny_dir / "out")
+    refused("WORKDIR=.* the checkpoint", workdir=tiny_dir)
     refused("OUT=.* lies in the input", out=frames_dir / "out")
     refused("no such file or directory", videos=[tmp_path / "none.mp4"])
     refused("expected a name without control characters", workdir=tmp_path / "two\nlines")

@@ -378,9 +378,9 @@ def test_one_graph_and_another_report(capsys, talking, workdir, tmp_path):
 def test_a_mistyped_report_costs_no_other_file(capsys, talking, workdir):
     before = {path: path.read_bytes() for path in workdir.iterdir()}
     for name, words in (
-        (workdir / "capture.json", "is no fidelity report"),
+        (workdir / "capture.json", "is not what was made here"),
         (workdir / "pixels.npy", "expected a name that ends in .json"),
-        (talking / "config.json", "within the checkpoint"),
+        (talking / "config.json", "this is the checkpoint itself"),
     ):
         refused(run(capsys, talking, "--workdir", workdir, "--report", name), words)
     assert {path: path.read_bytes() for path in workdir.iterdir()} == before

@@ -97,7 +97,7 @@ TOKENIZERS = {
     "has a class of number": edited("ckpt/tokenizer_config.json", lambda raw: raw.update(tokenizer_class=5)),
     "has stops of text": write("ckpt/generation_config.json", '{"eos_token_id": "x"}'),
 }
-PROMPTS = {"surrogate": "a\udcff", "pad": "<|video_pad|>", "long": "x " * 50_000}
+PROMPTS = {"surrogate": "a\udcff", "pad": "<|video_pad|>", "picture's pad": "a <|image_pad|>", "long": "x " * 50_000}
 
 
 def templates() -> dict[str, Case]:
@@ -113,7 +113,8 @@ def templates() -> dict[str, Case]:
         cases[f"tokenizer {name}: preflight"] = Case(TOKENIZERS[name], PREFLIGHT, FAILED)
     short = edited("ckpt/config.json", lambda raw: raw.update(max_position_embeddings=2048))
     for name, prompt in PROMPTS.items():
-        cases[f"prompt {name}: gate"] = Case(short, [*ASK, prompt], BAD, "ckpt")
+        word = "question" if name.endswith("pad") else "ckpt"
+        cases[f"prompt {name}: gate"] = Case(short, [*ASK, prompt], BAD, word)
     damage = all_of(short, template("abc " * 3800 + PAD))
     cases["template is longer than the model: gate"] = Case(damage, [*ASK, "x"], BAD, "2048 positions")
     for kind in NO_FILES:
