@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
     from qwen_vl_axera.fidelity.record import Fidelity, is_fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.fidelity.tokens import is_token_errors, token_errors_path, write_token_errors
+    from qwen_vl_axera.fidelity.tokens import is_token_errors, token_errors_path
     from qwen_vl_axera.files import check_ours, check_report, write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
     from qwen_vl_axera.language.text import read_questions
@@ -75,22 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     questions = read_questions(language, capture, args.prompt) if args.generate else None  # nor does this
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
-    report, tokens = verify(
+    report = verify(
         checkpoint,
         clip_dir,
         graphs,
+        report_file,
         questions,
         max_new_tokens=args.max_new_tokens,
         dtype=args.dtype,
         device=device,
     )
-    write_token_errors(tokens_file, tokens, graphs, clip_dir)
     write_record(report_file, Fidelity, report)
     print(fidelity_table(report))
-    if report["text"]:
-        print(text_table(report["text"]))
-    print("passed" if report["passed"] else "FAILED: the graph is not transformers' tower")
-    return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
+    if report.text:
+        print(text_table(report.text))
+    print("passed" if report.passed else "FAILED: the graph is not transformers' tower")
+    return cli.EXIT_OK if report.passed else cli.EXIT_CHECK_FAILED
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, PICTURES, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
+from qwen_vl_axera.oracle.record import check_unchanged, read_capture, read_layout, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -176,3 +176,4 @@ def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
                 f"{name}.pth in {workdir} is not what this size gives: transformers {theirs[name].shape}, "
                 f"derived {expected.shape}; run run_video_by_sec.py again, and report it if that does not help"
             )
+    check_unchanged(workdir, capture, *(f"{name}.pth" for name in layout.saved))

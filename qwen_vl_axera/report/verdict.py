@@ -18,7 +18,7 @@ TITLES = {
     "fidelity": "Fidelity",
     "maps": "Error of each token",
     "calibration": "Calibration set",
-    "preview": "8 bits where they hold",
+    "preview": "Mixed precision",
     "checks": "Checks before the build",
     "probe": "The probe",
     "axmodel": "The compiled model",
@@ -90,14 +90,14 @@ def judge_fidelity(fidelity: Fidelity) -> Iterator[Finding]:
         text = f", and the {count} agree token by token" if fidelity.text else ""
         yield Finding("ok", f"The ONNX graphs err no more than float32 rounding explains{text}.", "fidelity")
         return
-    for graph in fidelity.graphs:
-        if not graph.holds(fidelity.thresholds):
-            problem = graph.problems[0] if graph.problems else "its figures miss a threshold"
-            yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
+    wrong = [graph for graph in fidelity.graphs if not graph.holds]
     differing = [answer for answer in fidelity.text if not answer.equal]
+    for graph in wrong:
+        problem = graph.problems[0] if graph.problems else "its figures exceed a limit"
+        yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
     if differing:
         yield Finding("failed", f"{len(differing)} of {len(fidelity.text)} answers differ.", "text")
-    if not differing and all(graph.holds(fidelity.thresholds) for graph in fidelity.graphs):
+    if not differing and not wrong:
         what = "did not pass" if fidelity.graphs else "measured no graph"
         yield Finding("failed", f"The fidelity test {what}.", "fidelity")
 
@@ -132,14 +132,20 @@ def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
     text = preview["text"] or {"changed": {}, "total": 0}
     if mixed and text["changed"].get(mixed.name):
         count = f"{text['changed'][mixed.name]} of {text['total']} answers change"
-        yield Finding("warning", f"Simulated: {count} under mixed.", "preview")
+        yield Finding("warning", f"Simulated: {count} with mixed precision.", "preview")
     if search and not search["reached"]:
         target = f"{search['target']:g}"
-        yield Finding("warning", f"Simulated: no mix of 8 and 16 bits stays within {target} of the floor.", "preview")
+        yield Finding(
+            "warning",
+            f"Simulated: no mix of 8 and 16 bits loses at most {target} more than 8-bit weights alone.",
+            "preview",
+        )
     elif mixed and mixed.mac8 is not None:
         loss = max(preview["loss"], 0)
         share = f"{mixed.mac8:.1%} of the products at 8 bits"
-        yield Finding("ok", f"Simulated: mixed has {share} and loses {loss:.4f} of a token’s cosine.", "preview")
+        yield Finding(
+            "ok", f"Simulated: mixed precision has {share} and loses {loss:.4f} of a token’s cosine.", "preview"
+        )
     else:
         yield Finding("ok", f"Simulated under {len(preview['settings']) + preview['hidden'] - 1} settings.", "preview")
 
