@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import MERGE_SIZE
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import PIXELS
 from qwen_vl_axera.errors import InputError
@@ -194,10 +193,4 @@ def verify(
     passed = all(report["passed"] for report in reports) and all(entry["equal"] for entry in text)
     report = {"passed": passed, "thresholds": THRESHOLDS, "graphs": reports, "text": text}
     report |= {"pixels_sha256": sha256_file(Path(workdir) / PIXELS)}  # which clip this is about
-    return report, token_maps(tested, judge, token_grid(capture))
-
-
-def token_grid(capture: Capture) -> tuple[int, int, int]:
-    """Temporal steps, rows and columns of tokens."""
-    steps, rows, columns = capture.grid_thw
-    return steps, rows // MERGE_SIZE, columns // MERGE_SIZE
+    return report, token_maps(tested, judge, capture.token_grid)

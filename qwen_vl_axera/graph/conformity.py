@@ -36,7 +36,7 @@ def structure_problems(checkpoint: Checkpoint, model: onnx.ModelProto, spec: Gra
     from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 
     tower, config = checkpoint.tower, checkpoint.config.vision
-    module = meta_module(tower, config, tower.layout(config, spec.size), spec)
+    module = meta_module(tower, config, tower.layout(config, spec.size, checkpoint), spec)
     fresh = trace(module, place_weights(tower, config, module, spec, data_file(checkpoint.name)), spec, {}).graph
     graph = model.graph
     for what, ours, theirs in (("input", fresh.input, graph.input), ("output", fresh.output, graph.output)):

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
-from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens, patches_shape
+from qwen_vl_axera.contract import CAPTURE, EXACT, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.doors import check_output, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
@@ -52,10 +53,10 @@ class Capture:
     exact_steps: list[Count] = field(default_factory=list)
 
     def __post_init__(self):
-        check_size(*self.size)
         steps, *grid = self.grid_thw
-        if tuple(grid) != tuple(side // PATCH_SIZE for side in self.size):
+        if tuple(self.patch_size * count for count in grid) != self.size:
             raise ValueError(f"grid_thw {list(self.grid_thw)} is not of size {list(self.size)}")
+        check_size(*self.size, self.factor)
         if math.ceil(len(self.indices) / TEMPORAL_PATCH_SIZE) != steps:
             raise ValueError(f"{len(self.indices)} indices do not make the {steps} steps of grid_thw")
         if not math.isclose(self.second_per_grid_ts * self.sample_fps, TEMPORAL_PATCH_SIZE, rel_tol=1e-6):
@@ -64,9 +65,25 @@ class Capture:
             raise ValueError(f"exact_steps {self.exact_steps} are not steps of the clip in their order")
 
     @property
+    def patch_size(self) -> int:
+        """Pixels per side of a patch."""
+        return self.size[0] // self.grid_thw[1]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch_size * MERGE_SIZE
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Temporal steps, rows and columns of tokens."""
+        steps, rows, columns = self.grid_thw
+        return steps, rows // MERGE_SIZE, columns // MERGE_SIZE
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the clip takes in the prompt."""
-        return self.grid_thw[0] * num_tokens(*self.size)
+        return self.grid_thw[0] * num_tokens(*self.size, self.patch_size)
 
 
 def read_capture(workdir: Path) -> Capture:
@@ -85,8 +102,7 @@ def read_pixels(workdir: Path, capture: Capture) -> np.ndarray:
         InputError: missing, no array, or not of the capture's shape.
     """
     pixels = read_array(Path(workdir) / PIXELS, MADE_BY)
-    steps, rows, columns = capture.grid_thw
-    if pixels.dtype != np.uint8 or pixels.shape[:2] != (steps, rows * columns):
+    if pixels.dtype != np.uint8 or pixels.shape != patches_shape(capture.grid_thw[0], capture.size, capture.patch_size):
         raise InputError(f"{workdir}/{PIXELS} does not fit {CAPTURE}: run {MADE_BY} again")
     return pixels
 
@@ -129,8 +145,8 @@ def finite(values: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def read_layout(workdir: Path) -> dict[str, np.ndarray]:
-    """The four layout tensors that transformers derived for one step.
+def read_layout(workdir: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The layout tensors of these names that transformers derived for one step.
 
     Raises:
         InputError: a file is missing, is not a plain tensor (no other pickled object is loaded), or not finite.
@@ -138,7 +154,7 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     import torch
 
     tensors = {}
-    for name in LAYOUT_TENSORS:
+    for name in names:
         path = require(Path(workdir) / f"{name}.pth", MADE_BY)
         try:
             with open_file(path) as file:
@@ -151,13 +167,13 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_outputs(workdir: Path) -> None:
-    """That everything of step 1 can be written: asked before the work.
+def check_outputs(workdir: Path, layout: Iterable[str]) -> None:
+    """That everything of step 1 can be written, layout tensors of these names too: asked before the work.
 
     Raises:
         InputError: something that is no regular file has a name of it.
     """
-    for name in (*(f"{tensor}.pth" for tensor in (*LAYOUT_TENSORS, STEP_PATCHES)), PIXELS, ORACLE, EXACT, CAPTURE):
+    for name in (*(f"{tensor}.pth" for tensor in (*layout, STEP_PATCHES)), PIXELS, ORACLE, EXACT, CAPTURE):
         check_output(Path(workdir) / name)
 
 
@@ -172,17 +188,14 @@ def save_capture(
         pixels: uint8 (T, S, 392, 3).
         oracle: float32 (T·S/4, out_hidden).
         exact: float64 (E, S/4, out_hidden).
-        layout: transformers' layout of one step, by the names of its files.
+        layout: transformers' layout of one step and its normalised patches, by the names of their files.
     """
     import torch
 
-    from preprocess import normalize
-
     workdir = Path(workdir)
-    check_outputs(workdir)
+    check_outputs(workdir, layout)
     (workdir / CAPTURE).unlink(missing_ok=True)
-    tensors = layout | {STEP_PATCHES: torch.from_numpy(normalize(pixels[0]))}
-    for name, tensor in tensors.items():
+    for name, tensor in layout.items():
         buffer = io.BytesIO()
         # A view is saved with all the memory behind it, used or not: a copy holds its own values only.
         torch.save(tensor.clone(memory_format=torch.contiguous_format), buffer)

@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from preprocess import MEAN, STD
 from qwen_vl_axera.checkpoint.config import ModelConfig
 from qwen_vl_axera.checkpoint.expected import expected_tensors
 from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, INDEX_FILE, Checkpoint, normalise_name
@@ -140,8 +139,8 @@ def _preprocessor(checkpoint: Checkpoint) -> Iterator[Check]:
     if not path.is_file():
         return
     raw = read_json(path)
-    for key, expected in (("image_mean", MEAN), ("image_std", STD)):
+    for key, expected in (("image_mean", checkpoint.tower.mean), ("image_std", checkpoint.tower.std)):
         given = raw.get(key) if isinstance(raw, dict) else None
         if given is not None and not np.allclose(given, expected, rtol=0, atol=1e-6):
             detail = f"{path.name}: {key} is {given}, this converter folds in {list(expected)}"
-            yield Check("normalisation", "failed", detail, "this is no released Qwen2.5-VL; do not build it")
+            yield Check("normalisation", "failed", detail, "this is no released model of this kind; do not build it")

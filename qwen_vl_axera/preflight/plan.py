@@ -227,7 +227,7 @@ class Preflight:
             detail += f", fit the prefill of {room}: {room - fixed} tokens for the question, {words!r} takes"
             yield Check("prompt", "ok", f"{detail} {count - fixed}")
         tokens_per_second = load_checkpoint_config(plan.checkpoint).vision.tokens_per_second
-        if problem := late_clip(capture, tokens_per_second, plan.kv_cache_len):
+        if tokens_per_second and (problem := late_clip(capture, tokens_per_second, plan.kv_cache_len)):
             yield Check("clip length", "warning", problem, "take frames closer together, or a larger KV_CACHE_LEN")
         left = plan.kv_cache_len - count
         if left < 0 or room > plan.kv_cache_len:
@@ -262,7 +262,9 @@ class Preflight:
 
     def _model(self) -> Model:
         config = self.checkpoint.config
-        parameters = {name: math.prod(shape) for name, shape in text_tensors(config.text).items()}
+        parameters = {
+            name: math.prod(shape) for name, shape in text_tensors(config.text, self.checkpoint.tower).items()
+        }
         text = config.text
         return Model(
             tower=config.model_type,
@@ -310,7 +312,9 @@ class Preflight:
         if self.checkpoint is None:
             return 0  # said before
         self.checkpoint.check_counts()
-        return sum(2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text).values())
+        return sum(
+            2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text, self.checkpoint.tower).values()
+        )
 
     def _memory(self) -> Iterator[Check]:
         yield from memory_checks(self.graph_bytes)
