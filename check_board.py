@@ -14,6 +14,11 @@ always, for a tunnel).
 
 from __future__ import annotations  # the board's Python may be older than the project's
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path.append(sys.path.pop(0))  # a json.py beside this script must not stand in for Python's own
+
 import argparse
 import base64
 import contextlib
@@ -24,7 +29,6 @@ import os
 import re
 import socket
 import stat
-import sys
 import threading
 import time
 import unicodedata
@@ -59,6 +63,14 @@ def printable(text: str) -> str:
     """Text from elsewhere, made harmless for a terminal: one line, no control or direction characters."""
     harmless = (c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
     return "".join(harmless)
+
+
+def say(text: str) -> None:
+    """Prints a line. A reader that has gone (head, less) changes nothing: the exit code still says what was found."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # The frames and the host's answers
@@ -207,7 +219,7 @@ class Board:
             return wanted
         if not names:
             raise Problem(f"{self.name}/v1/models: expected a list of models: is it `axllm serve`?")
-        print(f"warning: the board serves {printable(names[0])}, the answers below are those of {printable(wanted)}")
+        say(f"warning: the board serves {printable(names[0])}, the answers below are those of {printable(wanted)}")
         return names[0]
 
     def ask(self, request: dict) -> Answer:
@@ -392,15 +404,20 @@ def first_difference(expected: str, actual: str) -> int | None:
     return None
 
 
-def expected_text(question: dict) -> str:
-    """transformers' answer; one that was cut may end within a character of several bytes."""
+def expected_text(question: dict) -> str | None:
+    """What the board should say; None where the host has no answer, or one that was cut before its first character.
+
+    An answer that was cut may end within a character of several bytes.
+    """
+    if not question["transformers"]:
+        return None
     text = question["transformers"]["text"]
-    return text if question["complete"] else text.rstrip("\ufffd")
+    return text if question["complete"] else text.strip().rstrip("\ufffd") or None
 
 
 def differs(question: dict, answer: Answer) -> str | None:
     """What is the first thing in which the board's answer is not transformers'; None when nothing is."""
-    expected, actual = expected_text(question), answer.text.strip()
+    expected, actual = expected_text(question) or "", answer.text.strip()
     if not question["complete"]:
         actual = actual[: len(expected)]
     at = first_difference(expected, actual)
@@ -427,22 +444,23 @@ def check(board: Board, record: dict, directory: Path, upload: bool) -> int:
         request = {"model": model, "messages": messages(question["prompt"], record, directory, upload)}
         request["max_tokens"] = len(known["token_ids"]) + SPARE if known else UNKNOWN_LENGTH
         answer = board.ask(request)
-        print(printable(question["prompt"]))
+        say(printable(question["prompt"]))
         if question["prompt"].startswith(MISPLACED):
-            print("  warning: the runtime puts a question that begins so before the frames")
+            say("  warning: the runtime puts a question that begins so before the frames")
         for name, said in (("transformers", known), ("ONNX", question["onnx"])):
             if said:
-                print(f"  {name:<12}  {printable(said['text'])}")
-        print(f"  {'board':<12}  {printable(answer.text.strip())}")
-        note = differs(question, answer) if known else "nothing to compare with"
+                say(f"  {name:<12}  {printable(said['text'])}")
+        say(f"  {'board':<12}  {printable(answer.text.strip())}")
+        comparable = expected_text(question) is not None
+        note = differs(question, answer) if comparable else "nothing to compare with"
         equal = "equal" if question["complete"] else "equal as far as the host went"
-        print(f"  {note or equal}")
-        print(f"  {_speed(answer)}", flush=True)
-        compared += bool(known)
-        different += bool(known and note)
+        say(f"  {note or equal}")
+        say(f"  {_speed(answer)}")
+        compared += comparable
+        different += bool(comparable and note)
     if not compared:
         raise Problem("nothing was compared: run test_onnx_video_by_sec.py --generate, then package_model.py again")
-    print(f"{compared - different} of {compared} answers are transformers' own")
+    say(f"{compared - different} of {compared} answers are transformers' own")
     return 1 if different else 0
 
 
@@ -455,17 +473,17 @@ def _speed(answer: Answer) -> str:
 
 def print_lines(record: dict, directory: Path) -> None:
     """What to type by hand, in the directory that holds everything, and what should come."""
-    print(f"In {printable(str(directory.resolve().parent))}:")
-    print(f"  axllm run {printable(record['settings'])}")
+    say(f"In {printable(str(directory.resolve().parent))}:")
+    say(f"  axllm run {printable(record['settings'])}")
     if re.search(r"\s", directory.name):
-        print("  (its media line is cut at spaces: give the frames' directory a name without)")
+        say("  (its media line is cut at spaces: give the frames' directory a name without)")
     for question in record["questions"]:
-        print(f"prompt >> {printable(question['prompt'])}")
-        print(f"media >>  video:{printable(directory.name)}")
-        if question["transformers"]:
-            print(f"  expected: {printable(expected_text(question))}")
-        print("prompt >> /reset")
-    print("prompt >> /exit")
+        say(f"prompt >> {printable(question['prompt'])}")
+        say(f"media >>  video:{printable(directory.name)}")
+        if expected := expected_text(question):
+            say(f"  expected: {printable(expected)}")
+        say("prompt >> /reset")
+    say("prompt >> /exit")
 
 
 # The command
@@ -503,7 +521,6 @@ def main(argv: list | None = None) -> int:
         else:
             board = Board(args.url)
             code = check(board, record, args.check, args.upload or not board.is_here)
-        sys.stdout.flush()
         return code
     except (Problem, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

@@ -11,6 +11,7 @@ bf16 checkpoints are copied bit for bit. float16 and float32 ones are rounded to
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from qwen_vl_axera import cli
@@ -27,14 +28,19 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
+    from qwen_vl_axera.board.package import made_before
     from qwen_vl_axera.checkpoint.embedding import embedding_info, extract_embedding
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.files import check_out
 
     check_out(args.ckpt, args.out_dir)
     checkpoint = Checkpoint(args.ckpt)
     info = embedding_info(checkpoint)
-    path = extract_embedding(checkpoint, args.out_dir, args.format)
+    known = []
+    with suppress(InputError):  # no manifest of ours there: nothing is known
+        known = made_before(args.out_dir).values()
+    path = extract_embedding(checkpoint, args.out_dir, args.format, known)
     exact = info.dtype == "BF16" or args.format != "bfloat16"
     how = "every value kept exactly" if exact else f"rounded to nearest even from {info.dtype}"
     rows, columns = info.shape

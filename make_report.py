@@ -29,13 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
-    from qwen_vl_axera.doors import check_report
-    from qwen_vl_axera.report.page import write_report
+    from qwen_vl_axera.files import check_report
+    from qwen_vl_axera.report.page import is_report, write_report
 
-    output = args.output or args.workdir / REPORT
-    if args.output:
-        check_report(args.ckpt, output, ".html")
-    findings = write_report(Checkpoint(args.ckpt), args.workdir, output, args.preflight)
+    workdir = cli.made_workdir(args.workdir, "run_video_by_sec.py")
+    output = args.output or workdir / REPORT
+    check_report(args.ckpt, output, ".html", is_report)
+    findings = write_report(Checkpoint(args.ckpt), workdir, output, args.preflight)
     for finding in findings:
         if finding.status != "ok":
             print(f"{finding.status}: {' '.join(finding.text.split())}")

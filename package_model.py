@@ -13,21 +13,20 @@ What the NPU compiler has not made yet is listed as missing; with --require-comp
 
 from __future__ import annotations  # the board's Python may be older than the project's
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path.append(sys.path.pop(0))  # a json.py beside this script must not stand in for Python's own
+
 import argparse
 import hashlib
 import json
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-try:
-    from qwen_vl_axera import cli
-except ImportError:  # copied to the board alone: --check needs nothing else
-    cli = None
-
-
 FORMAT = 1  # of manifest.json
-MANIFEST_BYTES = 1 << 24
+MANIFEST_BYTES, FILE_BYTES = 1 << 24, 1 << 34  # of the largest model a matrix takes 5 GB
 MODEL = ".axmodel"
 
 
@@ -35,21 +34,29 @@ def check(directory: Path, require_complete: bool = False) -> int:
     """Compares a directory with its manifest.json; prints what differs. Returns 0, 1 (differs) or 2 (no manifest)."""
     path = directory / "manifest.json"
     try:
-        entries, missing = _read_manifest(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = shown(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        entries, missing = read_manifest(path)
+    except (OSError, ValueError) as error:
+        reason = shown(" ".join(str(error).split())[:300])
         print(f"error: {shown(path)}: no usable manifest ({reason}); copy the directory again", file=sys.stderr)
         return 2
     problems = [problem for entry in entries if (problem := _problem(directory, *entry))]
     if not entries:
         problems.append("the manifest lists no files")
-    problems += _unlisted(directory, {Path(name).as_posix() for name, _, _ in entries} | {path.name})
+    problems += _unlisted(directory, {name for name, _, _ in entries} | {path.name})
     problems += [f"not built when the package was made: {shown(name)}" for name in missing if require_complete]
-    print("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
+    say("\n".join(problems or [f"{shown(directory)}: {len(entries)} files as the manifest says"]))
     if missing and not require_complete:
         first = shown(missing[0])
-        print(f"incomplete: {len(missing)} files were not built when the package was made, the first: {first}")
+        say(f"incomplete: {len(missing)} files were not built when the package was made, the first: {first}")
     return 1 if problems else 0
+
+
+def say(text: str) -> None:
+    """Prints a line. A reader that has gone (head, less) changes nothing: the exit code still says what was found."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def shown(text: object) -> str:
@@ -57,29 +64,59 @@ def shown(text: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
 
 
-def _read_manifest(path: Path) -> tuple[list[tuple[str, int, str]], list[str]]:
-    """The files with their sizes and digests, and the names of those that were not built."""
+def read_manifest(path: Path) -> tuple[list[tuple[str, int, str]], list[str]]:
+    """The files with their sizes and digests, and the names of those that were not built.
+
+    Raises:
+        OSError: it is missing or unreadable.
+        ValueError: it is not one of ours, or says two things.
+    """
     if not path.is_file():
         raise OSError("no such file" if not path.exists() else "no regular file")
     with path.open("rb") as file:
         data = file.read(MANIFEST_BYTES + 1)
     if len(data) > MANIFEST_BYTES:
         raise ValueError(f"more than {MANIFEST_BYTES >> 20} MB")
-    manifest = json.loads(data.decode("utf-8"))
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']!r}, expected {FORMAT}")
-    missing = manifest["missing"]
-    if not isinstance(missing, list) or not all(isinstance(name, str) for name in missing):
+    try:
+        manifest = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        if isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+        _fields("the manifest", manifest, format=int, checkpoint=str, complete=bool, missing=list, files=list)
+        missing, entries = manifest["missing"], manifest["files"]
+        for entry in entries:
+            _fields("an entry of files", entry, path=str, bytes=int, sha256=str)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not all(isinstance(name, str) for name in missing):
         raise ValueError("missing: expected a list of names")
-    entries = [(entry["path"], entry["bytes"], entry["sha256"]) for entry in manifest["files"]]
-    for name, size, digest in entries:
+    if manifest["complete"] is bool(missing):
+        raise ValueError(f"complete is {str(manifest['complete']).lower()}, {len(missing)} files are missing")
+    names = [entry["path"] for entry in entries]
+    for name in names:
         name.encode("utf-8")  # a lone surrogate is no name of ours
         parts = Path(name).parts
-        if not parts or ".." in parts or Path(name).anchor or "\0" in name:
-            raise ValueError(f"{name!r} leaves the directory")
-        if type(size) is not int or not isinstance(digest, str):
-            raise ValueError(f"the entry of {name!r} is malformed")
-    return entries, missing
+        if not parts or ".." in parts or Path(name).anchor or "\0" in name or Path(name).as_posix() != name:
+            raise ValueError(f"{name!r} is no plain name within the directory")
+    if len(set(names)) < len(names):
+        raise ValueError("a file is listed twice")
+    if max((entry["bytes"] for entry in entries), default=0) > FILE_BYTES:
+        raise ValueError(f"a file of more than {FILE_BYTES >> 30} GB")
+    return [(entry["path"], entry["bytes"], entry["sha256"]) for entry in entries], missing
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _fields(what: str, value: object, **kinds: type) -> None:
+    """That a value is an object with exactly these fields; a bool is no number."""
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise ValueError(f"{what}: expected an object with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if type(value[name]) is not kind:
+            raise ValueError(f"{what}: {name} is {str(value[name])[:40]!r}, expected {kind.__name__}")
 
 
 def _unlisted(directory: Path, listed: set[str]) -> list[str]:
@@ -120,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser():
     raw = argparse.RawDescriptionHelpFormatter
-    parser = cli.parser(__doc__) if cli else _Parser(description=__doc__, formatter_class=raw)
+    parser = _Parser(description=__doc__, formatter_class=raw)
     parser.add_argument("ckpt", metavar="CKPT", type=Path, nargs="?", help="directory of a Qwen2.5-VL checkpoint")
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, nargs="?", help="made when missing")
     parser.add_argument("--workdir", metavar="DIR", type=Path, default=Path(), help="default: the current directory")
@@ -139,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return check(args.check, args.require_complete)
     if args.out_dir is None:
         parser.error("expected CKPT and OUT_DIR, or --check DIR")
-    if cli is None:
+    try:
+        from qwen_vl_axera import cli
+    except ImportError:
         parser.error("only --check works without the project beside this script")
 
     from qwen_vl_axera.board.package import assemble, print_table
@@ -152,9 +191,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.EXIT_CHECK_FAILED if args.require_complete and package.missing else cli.EXIT_OK
 
 
-if __name__ == "__main__":
-    if cli:
-        sys.exit(cli.run(main))
+def run_check() -> int:
+    """`--check`, with nothing but the standard library: whatever lies beside a copied script is not imported."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a board's terminal may know ASCII alone
         stream.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    if any(argument.split("=")[0] == "--check" for argument in sys.argv):
+        sys.exit(run_check())
+    try:
+        from qwen_vl_axera import cli
+    except ImportError:  # copied to the board alone
+        sys.exit(main())
+    sys.exit(cli.run(main))

@@ -42,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.board.costs import table as costs_table
+    from qwen_vl_axera.doors import check_place
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.files import plain, write_record
     from qwen_vl_axera.preflight.checks import Outcome, table
     from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
 
+    check_place(args.workdir, args.ckpt)
     plan = plan_from_environment(
         checkpoint=args.ckpt,
         workdir=args.workdir,

@@ -10,10 +10,14 @@ array is, byte by byte, what the compiled model takes. Patches lie in merge-bloc
 block, which become one token, follow each other.
 """
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isolated):
+    sys.path.append(sys.path.pop(0))  # a json.py beside this script must not stand in for Python's own
+
 import argparse
 import math
 import os
-import sys
 import tempfile
 import warnings
 from collections import deque

@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from qwen_vl_axera.language.chat import load_tokenizer
 
         load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
+    if assumed := checkpoint.config.vision.assumed:
+        print(f"note: config.json leaves out {assumed}: taken from transformers' class", file=sys.stderr)
     if not args.video:
         print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
     cli.warn(misreading(size, factor))

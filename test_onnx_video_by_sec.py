@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
-    from qwen_vl_axera.fidelity.record import Fidelity, check_replaceable
+    from qwen_vl_axera.fidelity.record import Fidelity, is_fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.fidelity.tokens import token_errors_path, write_token_errors
-    from qwen_vl_axera.files import write_record
+    from qwen_vl_axera.fidelity.tokens import is_token_errors, token_errors_path, write_token_errors
+    from qwen_vl_axera.files import check_ours, check_report, write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
     from qwen_vl_axera.language.text import read_questions
     from qwen_vl_axera.oracle.record import read_capture
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report_file = args.report or workdir / FIDELITY
     tokens_file = token_errors_path(report_file)
     if args.report:
-        check_replaceable(args.ckpt, args.report)
+        check_report(args.ckpt, args.report, ".json", is_fidelity)
+        check_ours(tokens_file, is_token_errors)
     for file in (report_file, tokens_file):
         check_output(file)
     device = cli.device(args) if args.video or args.generate else "cpu"

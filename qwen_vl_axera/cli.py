@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ from qwen_vl_axera.doors import last_opened, printable
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import made_directory
 
-DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other people's warnings are shown
+DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other libraries' warnings are shown
+AGAIN = 5  # seconds after a signal: another one within them would only disturb the ending
 SAID = 300  # characters of an unforeseen error's own words
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -144,7 +146,7 @@ def existing_workdir(workdir: Path) -> Path:
     """The work directory, made when it is not there yet.
 
     Raises:
-        InputError: something that is not a directory stands in its place.
+        InputError: something that is not a directory stands in its place, or it lies in a checkpoint.
     """
     return made_directory(workdir, "--workdir ")
 
@@ -153,11 +155,11 @@ def made_workdir(workdir: Path, made_by: str) -> Path:
     """The work directory of a script that only reads what others made.
 
     Raises:
-        InputError: there is none: a mistyped one is not made.
+        InputError: there is none, since a mistyped one is not made; or as of `existing_workdir`.
     """
     if not workdir.is_dir():
         raise InputError(f"--workdir {workdir}: no such directory; expected the one that {made_by} wrote to")
-    return workdir
+    return made_directory(workdir, "--workdir ")
 
 
 def warn(message: str | None) -> None:
@@ -171,25 +173,48 @@ class _Terminated(BaseException):
 
 
 class _Signals:
-    """Which signal came, if one did: an extension module may turn the exception that it raises into another one."""
+    """Which signal came, if one did: an extension module may turn the exception that it raises into another one.
+
+    Attributes:
+        number: of the signal; 0 before one came.
+        ended: the run is over, whatever comes.
+    """
 
     def __init__(self):
-        self.number = 0
+        self.number, self.ended, self.when = 0, False, 0.0
 
     def caught(self, number: int, frame: object) -> None:
-        self.number = number
+        if self.ended or (self.number and time.monotonic() < self.when + AGAIN):
+            return
+        self.number, self.when = number, time.monotonic()
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def lost(self, info: object) -> None:
+        """Of `sys.unraisablehook`: what was raised within a destructor ends there; the signal is sent again."""
+        if isinstance(info.exc_value, _Terminated | KeyboardInterrupt) and not self.ended:
+            number, self.number = self.number or signal.SIGINT, 0
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        elif debugging():
+            sys.__unraisablehook__(info)
 
 
 class _Clean:
-    """A text stream that shows control characters as escapes; everything else is the stream's own."""
+    """A text stream that shows control characters as escapes; everything else is the stream's own.
+
+    A reader that has gone (head, less) ends nothing: the script does what it has to do, and its exit code says so.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(printable(text))
+        with suppress(BrokenPipeError):
+            self.stream.write(printable(text))
         return len(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            self.stream.flush()
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -211,21 +236,38 @@ def run(
     signals = _Signals()
     progress.running.clear()
     last_opened.clear()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signals.caught)
-        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a run in the background ignores it
-            signal.signal(signal.SIGINT, signals.caught)
-    _settle()
+    hook, before = sys.unraisablehook, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    main_thread = threading.current_thread() is threading.main_thread()
     try:
+        if main_thread:
+            sys.unraisablehook = signals.lost
+            signal.signal(signal.SIGTERM, signals.caught)
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a run in the background ignores it
+                signal.signal(signal.SIGINT, signals.caught)
+        _settle()
         with _clean_output():
             try:
                 code = main(argv)
                 sys.stdout.flush()
-                return code
             except BaseException as error:
+                signals.ended = True
                 return _end(error, signals, unexpected)
+            signals.ended = True
+            return code
+    except (_Terminated, KeyboardInterrupt) as error:  # just when the run began or ended
+        signals.ended = True
+        return _end(error, signals, unexpected)
     finally:
+        sys.unraisablehook = hook
         _finish_output()
+        if main_thread and argv is not None:  # called by a program that goes on
+            for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+                signal.signal(number, handler)
+
+
+def debugging() -> bool:
+    """Whether tracebacks and other libraries' warnings are asked for."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def _settle() -> None:
@@ -242,7 +284,7 @@ def _settle() -> None:
             if null != number:
                 os.close(null)
     os.environ |= OFFLINE
-    if not os.environ.get(DEBUG):
+    if not debugging():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
 
@@ -264,14 +306,12 @@ def _clean_output() -> Iterator[None]:
 
 def _end(error: BaseException, signals: _Signals, unexpected: int) -> int:
     """Says in one line how a run ends; returns its exit code."""
-    if os.environ.get(DEBUG):
+    if debugging():
         traceback.print_exception(error)
     if signals.number == signal.SIGTERM or isinstance(error, _Terminated):
         return _say("ended by SIGTERM; nothing half-written was left behind", EXIT_TERMINATED)
     if signals.number or isinstance(error, KeyboardInterrupt):
         return _say("\ninterrupted; nothing half-written was left behind", EXIT_INTERRUPTED)
-    if isinstance(error, BrokenPipeError):
-        return EXIT_OK  # the reader (head, less) has gone
     if isinstance(error, InputError):
         return _fail(error, EXIT_BAD_INPUT)
     if isinstance(error, CheckFailed):
@@ -285,7 +325,7 @@ def _end(error: BaseException, signals: _Signals, unexpected: int) -> int:
     place = [f"at step {step!r}" if step else "", f"after opening {last_opened[0]}" if last_opened else ""]
     kind = "not enough memory" if isinstance(error, MemoryError) else f"unexpected {type(error).__name__}"
     said = f": {str(error)[:SAID]}" if str(error) else ""
-    hint = "" if os.environ.get(DEBUG) else f" ({DEBUG}=1 shows where)"
+    hint = "" if debugging() else f" ({DEBUG}=1 shows where)"
     return _fail(" ".join(filter(None, [kind, *place])) + said + hint, unexpected)
 
 

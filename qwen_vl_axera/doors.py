@@ -30,7 +30,7 @@ KINDS = (
 )
 
 # Control characters, marks of direction, line separators, surrogates.
-STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 # The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
 last_opened: list[str] = []
@@ -189,22 +189,49 @@ def check_output(path: Path) -> None:
         raise InputError(f"{path}: there is no directory {path.parent}")
 
 
-def check_report(checkpoint: Path, path: Path, suffix: str) -> None:
-    """That a file named on the command line for writing is a report: a mistyped one must not cost another file.
+def check_place(directory: Path, checkpoint: Path | None = None) -> None:
+    """That a directory to be written to is no checkpoint, not within one, and not in the hub's cache.
+
+    Links count as what they lead to.
 
     Args:
-        checkpoint: nothing is written there.
-        path: the file.
-        suffix: of every such report, ".html" or ".json".
+        directory: it need not exist.
+        checkpoint: one that is known; others are recognised by their files.
 
     Raises:
-        InputError: it lies in the checkpoint, has another suffix, or can't be replaced.
+        InputError: it is.
     """
-    if path.suffix != suffix:
-        raise InputError(f"{path}: would be written or replaced, expected a name that ends in {suffix}")
-    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
-        raise InputError(f"{path}: this is within the checkpoint {checkpoint}; give it a place of its own")
-    check_output(path)
+    try:
+        place = Path(os.path.realpath(directory))
+        source = None if checkpoint is None else Path(os.path.realpath(checkpoint))
+    except (OSError, ValueError):
+        raise InputError(f"{directory}: no directory can be made there (no file name)") from None
+    for folder in (place, *place.parents):
+        if folder == source or _is_checkpoint(folder):
+            known = checkpoint if folder == source else folder
+            where = "this is the checkpoint itself" if folder == place else f"this is within the checkpoint {known}"
+            raise InputError(f"{directory}: {where}; give it a place of its own")
+        if hub_name(folder) is not None:
+            raise InputError(f"{directory}: this is within the hub's cache {folder}; give it a place of its own")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    try:
+        if not (folder / "config.json").is_file():
+            return False
+        with os.scandir(folder) as entries:
+            return any(entry.name.endswith(".safetensors") for entry in entries)
+    except OSError:
+        return False
+
+
+def hub_name(folder: Path) -> str | None:
+    """A model's name where `folder` is its place in the hub's cache, models--OWNER--NAME; else None."""
+    try:
+        in_cache = folder.name.startswith("models--") and (folder / "snapshots").is_dir()
+    except OSError:
+        in_cache = False
+    return folder.name.rpartition("--")[2] if in_cache else None
 
 
 def printable(text: object, keep: str = "\t\n") -> str:

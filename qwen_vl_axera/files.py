@@ -8,8 +8,9 @@ import json
 import os
 import reprlib
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -20,17 +21,21 @@ from qwen_vl_axera.errors import InputError
 T = TypeVar("T")
 
 READ_SIZE = 1 << 20  # bytes read at a time
+Ours = Callable[[Path], bool]  # whether a file, by its own form, is one that this project makes
 LARGEST = 2**53  # whole numbers up to it are also floats
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iterator[IO]:
+def atomic_write(
+    path: Path, mode: str = "wb", permissions: int = 0o644, ours: Container[str] | Ours | None = None
+) -> Iterator[IO]:
     """Opens a temporary file beside `path` and moves it into place when the block ends well.
 
     Args:
         path: the file to write; its directory must exist.
         mode: "wb" or "w" (UTF-8, LF).
         permissions: of the file.
+        ours: what may be replaced besides equal content, as `check_ours` takes it; None: whatever has the name.
 
     What is replaced is a regular file or a symbolic link to one (the link itself, not what it leads to). Temporary
     files that a run which was killed has left for the same `path` are removed.
@@ -39,7 +44,8 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
         The open temporary file. It is removed when the block raises.
 
     Raises:
-        InputError: something else than a regular file has that name, or there is no directory for it.
+        InputError: something else than a regular file has that name, or one that is not ours, or there is no directory
+            for it.
     """
     path = Path(path)
     doors.check_output(path)
@@ -53,12 +59,14 @@ def atomic_write(path: Path, mode: str = "wb", permissions: int = 0o644) -> Iter
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if ours is not None and path.exists() and sha256_file(path) != sha256_file(temporary):
+                check_ours(path, ours)
             temporary.chmod(permissions)
             os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        if isinstance(error, OSError):
             error.filename = os.fspath(path)  # a failed write knows none, and the temporary one says nothing
         raise
 
@@ -184,11 +192,12 @@ def read_field(path: Path, raw: dict[str, Any], name: str, kind: type, default: 
         InputError: it is absent without a default, or of another kind.
     """
     value = raw.get(name, default)
-    if value is None:
+    if value is None and name not in raw:
         raise InputError(f"{path}: {prefix}{name} is missing")
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = {int: "a whole number", list: "a list", str: "a text"}.get(kind, kind.__name__)
-        raise InputError(f"{path}: {prefix}{name} is {reprlib.repr(value)}, expected {wanted}")
+        found = "null" if value is None else reprlib.repr(value)
+        raise InputError(f"{path}: {prefix}{name} is {found}, expected {wanted}")
     if kind is int and value < (0 if name.endswith("token_id") else 1):
         raise InputError(f"{path}: {prefix}{name} is {value}, expected a positive number")
     if kind is int and value >= LARGEST:
@@ -247,8 +256,13 @@ def made_directory(path: Path, name: str = "") -> Path:
         name: what the message calls it by.
 
     Raises:
-        InputError: something that is not a directory stands in its place, or it can't be made.
+        InputError: something that is not a directory stands in its place, it can't be made, or it lies in a checkpoint
+            or in the hub's cache.
     """
+    try:
+        doors.check_place(path)
+    except InputError as error:
+        raise InputError(f"{name}{error}") from None
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -261,24 +275,57 @@ def made_directory(path: Path, name: str = "") -> Path:
 
 
 def check_out(checkpoint: Path, directory: Path) -> None:
-    """That what goes to the board does not go into the checkpoint: asked before anything is read or written.
+    """That what goes to the board can go to a directory: asked before anything is read or written.
 
     Raises:
-        InputError: it does, or something else than a directory has the name.
+        InputError: it lies in a checkpoint or in the hub's cache, or something else than a directory has the name.
     """
+    doors.check_place(directory, checkpoint)
     try:
-        place, source = Path(os.path.realpath(directory)), Path(os.path.realpath(checkpoint))
-        found = "" if directory.is_dir() else doors.kind_of(os.stat(directory).st_mode)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) or error.errno != errno.ENOENT:
-            reason = getattr(error, "strerror", None) or "no file name"
-            raise InputError(f"{directory}: no directory can be made there ({reason})") from None
-        found = ""
-    if found:
-        raise InputError(f"{directory}: expected a directory, found {found}")
-    if place.is_relative_to(source):
-        where = "this is the checkpoint itself" if place == source else f"this is within the checkpoint {checkpoint}"
-        raise InputError(f"{directory}: {where}; give it a place of its own")
+        mode = os.stat(directory).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{directory}: no directory can be made there ({error.strerror})") from None
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{directory}: expected a directory, found {doors.kind_of(mode)}")
+
+
+def check_ours(path: Path, ours: Container[str] | Ours) -> None:
+    """Refuses to replace or remove a file that this project did not make: the rule for every output.
+
+    Args:
+        path: what will be replaced or removed; it need not exist.
+        ours: the SHA-256 digests of what we made, or are about to write, under that name; or, of a kind of file that
+            says what it is, a function that looks.
+
+    Raises:
+        InputError: it is something else.
+    """
+    doors.check_output(path)
+    if os.path.exists(path) and not (ours(path) if callable(ours) else sha256_file(path) in ours):
+        raise InputError(
+            f"{path}: would be replaced, and is not what was made here, or was changed since: move it away, or choose "
+            "another place"
+        )
+
+
+def check_report(checkpoint: Path, path: Path, suffix: str, ours: Ours) -> None:
+    """That a report named on the command line may be written: a mistyped name must not cost another file.
+
+    Args:
+        checkpoint: nothing is written there.
+        path: the file.
+        suffix: of every such report, ".html" or ".json".
+        ours: whether a file that is there is such a report.
+
+    Raises:
+        InputError: it lies in a checkpoint, has another suffix, or would replace another file.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"{path}: would be written or replaced, expected a name that ends in {suffix}")
+    doors.check_place(path.parent, checkpoint)
+    check_ours(path, ours)
 
 
 def move_file(source: Path, target: Path) -> None:

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl_axera.doors import check_output
-from qwen_vl_axera.files import made_directory, remove_leftovers
+from qwen_vl_axera.files import check_ours, made_directory, remove_leftovers, sha256_file
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
@@ -27,11 +26,13 @@ class Staging:
     Attributes:
         directory: where they are written, under the names that they will have.
         target: where they go.
+        known: name in `target` -> SHA-256 of what an earlier run put there.
         gone: names in `target` that go when the others come.
     """
 
     directory: Path
     target: Path
+    known: dict[str, str]
     gone: set[str] = field(default_factory=set)
 
     def files(self) -> dict[str, Path]:
@@ -39,27 +40,42 @@ class Staging:
         paths = sorted(path for path in self.directory.rglob("*") if path.is_file())
         return {path.relative_to(self.directory).as_posix(): path for path in paths}
 
+    def is_ours(self, name: str) -> bool:
+        """Whether a file in `target` is as an earlier run left it."""
+        return self.known.get(name) == sha256_file(self.target / name)
+
     def land(self, seal: str) -> None:
         """Moves them; the file `seal` goes first and comes last, so that it never stands beside a mixture.
 
+        Meanwhile the earlier one has the name of `set_aside`: after a kill it still says what was ours.
+
         Raises:
-            InputError: something else than a regular file has one of the names; nothing was moved.
+            InputError: a file of ours that was changed, somebody else's, or no regular file has one of the names;
+                nothing was moved.
         """
-        files = self.files()
-        for name in files:
+        files, sealed = self.files(), self.target / seal
+        for name, path in files.items():
             made_directory((self.target / name).parent)
-            check_output(self.target / name)
-        (self.target / seal).unlink(missing_ok=True)
-        sealed = files.pop(seal)
+            if path != self.directory / seal and os.path.lexists(self.target / name):
+                check_ours(self.target / name, {self.known.get(name), sha256_file(path)})
+        if sealed.exists():
+            os.replace(sealed, set_aside(sealed))
+        new = files.pop(seal)
         for name, path in files.items():
             os.replace(path, self.target / name)
         for name in self.gone:
             (self.target / name).unlink(missing_ok=True)
-        os.replace(sealed, self.target / seal)
+        os.replace(new, sealed)
+        set_aside(sealed).unlink(missing_ok=True)
+
+
+def set_aside(seal: Path) -> Path:
+    """Where the earlier seal stands while files get their names."""
+    return seal.with_name(f".{seal.name}.replaced")
 
 
 @contextmanager
-def staged(target: Path, seal: str) -> Iterator[Staging]:
+def staged(target: Path, seal: str, known: dict[str, str]) -> Iterator[Staging]:
     """A place for new files of the directory `target`, which get their names there when the block ends well.
 
     When it raises, `target` is as it was.
@@ -67,10 +83,11 @@ def staged(target: Path, seal: str) -> Iterator[Staging]:
     Args:
         target: it must exist.
         seal: the file that vouches for the others; it must be among them.
+        known: name -> SHA-256 of what an earlier run put there, by its seal.
     """
     directory, lock = temporary_directory(target, STAGING)
     try:
-        staging = Staging(directory, target)
+        staging = Staging(directory, target, known)
         yield staging
         staging.land(seal)
     finally:

@@ -249,3 +249,74 @@ def test_a_closed_standard_stream_is_nobodys_file(frames_dir, tmp_path, closed):
     done = subprocess.run(script, preexec_fn=lambda: os.close(closed), capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "calib" / "hidden_states.tar").is_file()
+
+
+ENDING = """
+import os, signal, sys, time
+from qwen_vl_axera import cli
+def main(argv):
+    try:
+        os.kill(os.getpid(), {first})
+        time.sleep(9)
+    finally:
+        os.kill(os.getpid(), {second})
+        print("cleaned up")
+sys.exit(cli.run(main))
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_disturb_the_ending(first, second):
+    code = ENDING.format(first=int(first), second=int(second))
+    done = run_code(code)
+    assert done.returncode == (130 if first == signal.SIGINT else 143) and done.stdout == "cleaned up\n"
+    assert done.stderr == ENDINGS[done.returncode]
+
+
+LATE = """
+import atexit, os, signal, sys
+from qwen_vl_axera import cli
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+def destructor(argv):
+    Closing()
+    for _ in range(10**9):
+        pass
+def after(argv):
+    atexit.register(os.kill, os.getpid(), {number})
+    return 0
+sys.exit(cli.run({main}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("main", ["destructor", "after"])
+def test_a_signal_where_nothing_can_be_raised(number, main):
+    """In a destructor Python prints and drops what is raised; behind the run nobody catches it."""
+    done = run_code(LATE.format(number=int(number), main=main))
+    code = 0 if main == "after" else 130 if number == signal.SIGINT else 143
+    assert (done.returncode, done.stderr) == (code, ENDINGS.get(code, "")), done
+
+
+def run_code(code: str) -> subprocess.CompletedProcess:
+    reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=reset
+    )
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_zero_is_off(monkeypatch, capsys, value, shown):
+    monkeypatch.setenv(cli.DEBUG, value)
+    cli.run(lambda argv: 1 / 0)
+    assert ("Traceback" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_reader_that_leaves_changes_no_exit_code(code):
+    script = f"import sys\nfrom qwen_vl_axera import cli\nsys.exit(cli.run(lambda argv: print('x' * 99999) or {code}))"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", code)

@@ -1,7 +1,6 @@
 """`OUT/check/`: the captured frames and what the host said about them, for check_board.py to ask the board the same."""
 
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from qwen_vl_axera.swap import Staging
 
 CHECK = "check"
 RECORD, RECORD_FORMAT = "check.json", 1  # check_board.py reads it
-FRAME = re.compile(r"\d{4,}\.png")
 MISPLACED = ("Query: ", "Document: ")
 NO_ANSWERS = "run test_onnx_video_by_sec.py CKPT --generate, then package_model.py again"
 
@@ -57,9 +55,9 @@ def write_clip(
     folder = staging.directory / CHECK
     folder.mkdir()
     names = _write_frames(folder, workdir, capture)
-    others = sorted(path.name for path in before.iterdir()) if before.is_dir() else []
-    others = [name for name in others if name not in {*names, RECORD}]
-    stale = [name for name in others if FRAME.fullmatch(name)]  # those of a longer clip, from an earlier run
+    there = {path.name for path in before.iterdir() if path.is_file()} if before.is_dir() else set()
+    others = sorted(there - {*names, RECORD})
+    stale = [name for name in others if staging.is_ours(f"{CHECK}/{name}")]  # of a longer clip, from an earlier run
     staging.gone |= {f"{CHECK}/{name}" for name in stale}
     questions, warnings = _questions(workdir)
     record = {

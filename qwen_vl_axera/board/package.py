@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from package_model import FILE_BYTES, read_manifest
 from qwen_vl_axera import progress
 from qwen_vl_axera.board import settings
 from qwen_vl_axera.board.clip import CHECK, write_clip
@@ -20,18 +21,16 @@ from qwen_vl_axera.board.settings import VisionModel
 from qwen_vl_axera.board.timing import TimeSettings, time_settings
 from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
-from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
+from qwen_vl_axera.checkpoint.tensors import MODEL_FILES, Checkpoint
+from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, PREFILL_LEN, graph_stem, layer_file, post_file
 from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
-from qwen_vl_axera.swap import Staging, staged
+from qwen_vl_axera.swap import Staging, set_aside, staged
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
-HUB_FILES = ("*.json", "merges.txt", "*.jinja")
 SCRIPTS = ("preprocess.py", "package_model.py", "check_board.py")  # they run on the board as they are
-LAYER = re.compile(layer_file(r"(\d+)", r"(\d+)").replace(".", r"\."))
 
 
 @dataclass(frozen=True)
@@ -94,19 +93,20 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     models = settings.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
     _check_links(directory, [CHECK, *(model.directory for model in models)])
     directory.mkdir(parents=True, exist_ok=True)
-    prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
+    prefix = checkpoint.tower.board.layers
+    prefill_len, layers = _layers(directory, prefix, checkpoint.config.text.num_hidden_layers, prefill_len)
 
-    with staged(directory, MANIFEST) as staging:
+    with staged(directory, MANIFEST, made_before(directory)) as staging:
         new = staging.directory
         parts = [Part("hub files", _copy_hub_files(checkpoint.directory, new)), _tokenizer(checkpoint, new)]
         if not (directory / EMBEDDING_FILES["bfloat16"]).is_file():
-            extract_embedding(checkpoint, directory)
+            extract_embedding(checkpoint, new)
         parts.append(Part("embeddings", [EMBEDDING_FILES["bfloat16"]]))
         parts += [_vision(model, staging, build_output) for model in models]
         if not models:
             name = f"{graph_stem(checkpoint.name, 'video')}.axmodel"
             parts.append(Part("vision", [], [name], "export.py, then pulsar2 build"))
-        post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
+        post = _present(directory, "post", [post_file(prefix)], "pulsar2 llm_build")
         capture = settings.find_capture(workdir)
         time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
         names = settings.write_settings(checkpoint, new, models, prefill_len, time)
@@ -131,6 +131,27 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     return Package(directory, parts, warnings, manifest)
 
 
+def made_before(directory: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what an earlier run put into OUT, by its manifest.
+
+    Raises:
+        InputError: the manifest there is another program's, or damaged.
+    """
+    path = directory / MANIFEST
+    if not os.path.lexists(path):
+        path = set_aside(path)  # of a run that was killed while its files got their names
+    if not os.path.lexists(path):
+        return {}
+    try:
+        entries, _ = read_manifest(check_file(path))
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(
+            f"{path}: would be replaced, and is no manifest of a package ({reason}): move it away"
+        ) from None
+    return {name: digest for name, _, digest in entries}
+
+
 def _check_links(directory: Path, names: list[str]) -> None:
     for name in names:
         if (directory / name).is_symlink():
@@ -138,13 +159,9 @@ def _check_links(directory: Path, names: list[str]) -> None:
 
 
 def _copy_hub_files(source: Path, directory: Path) -> list[str]:
-    paths = {path for pattern in HUB_FILES for path in source.glob(pattern)}
-    names = []
-    for path in sorted(paths):
-        if path.name == MANIFEST or path.name.startswith(".") or path.is_dir():
-            continue
-        copy_file(path, directory / path.name)
-        names.append(path.name)
+    names = [name for name in MODEL_FILES if os.path.lexists(source / name)]
+    for name in names:
+        copy_file(source / name, directory / name)
     return names
 
 
@@ -174,10 +191,11 @@ def _tokenizer(checkpoint: Checkpoint, directory: Path) -> Part:
     return Part("tokenizer", [path.name for path in paths])
 
 
-def _layers(directory: Path, count: int, prefill_len: int | None) -> tuple[int, Part]:
+def _layers(directory: Path, prefix: str, count: int, prefill_len: int | None) -> tuple[int, Part]:
     """The prefill length that the layers' names carry, and the layers."""
+    pattern = re.compile(layer_file(prefix, r"(\d+)", r"(\d+)").replace(".", r"\."))
     builds: dict[int, set[int]] = {}
-    for match in filter(None, (LAYER.fullmatch(path.name) for path in directory.iterdir())):
+    for match in filter(None, (pattern.fullmatch(path.name) for path in directory.iterdir())):
         builds.setdefault(int(match[1]), set()).add(int(match[2]))
     if prefill_len is None and len(builds) > 1:
         found = ", ".join(f"{length} ({len(numbers)} layers)" for length, numbers in sorted(builds.items()))
@@ -186,10 +204,10 @@ def _layers(directory: Path, count: int, prefill_len: int | None) -> tuple[int, 
     highest = max(builds.get(prefill_len, {0}))
     if highest >= count:
         raise CheckFailed(
-            f"{directory / layer_file(prefill_len, highest)}: config.json has {count} layers (0 to {count - 1}): "
-            "the layers are another model's; build them again into an empty directory"
+            f"{directory / layer_file(prefix, prefill_len, highest)}: config.json has {count} layers (0 to "
+            f"{count - 1}): the layers are another model's; build them again into an empty directory"
         )
-    names = [layer_file(prefill_len, number) for number in range(count)]
+    names = [layer_file(prefix, prefill_len, number) for number in range(count)]
     return prefill_len, _present(directory, f"layers p{prefill_len}", names, "pulsar2 llm_build")
 
 
@@ -242,6 +260,8 @@ def _hash_files(staging: Staging, leave_out: set[Path]) -> list[dict]:
             except UnicodeEncodeError:
                 raise InputError(f"{directory}: the file name {name!a} is no UTF-8: rename or remove it") from None
             size = path.stat().st_size
+            if size > FILE_BYTES:
+                raise InputError(f"{path}: {size} bytes, more than any file of a package has: remove it")
             entries.append({"path": name, "bytes": size, "sha256": sha256_file(path)})
             stage.advance(size)
     return entries
@@ -257,7 +277,7 @@ def _check_embedding(checkpoint: Checkpoint, directory: Path, files: list[dict])
     info = embedding_info(checkpoint)
     entry = next(entry for entry in files if entry["path"] == name)
     rows, columns = info.shape
-    remedy = f"run extract_embedding.py {checkpoint.directory} {directory}"
+    remedy = f"remove it and run extract_embedding.py {checkpoint.directory} {directory}"
     if entry["bytes"] != 2 * rows * columns:
         raise CheckFailed(
             f"{directory / name}: {entry['bytes']} bytes, "

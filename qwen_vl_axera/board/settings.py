@@ -14,11 +14,15 @@ from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.checkpoint.config import ModelConfig
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
+from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, layer_file, post_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import write_json
+from qwen_vl_axera.files import read_json, write_json
+from qwen_vl_axera.language.chat import processor_template
+from qwen_vl_axera.language.template import TemplateError, render
 from qwen_vl_axera.oracle.record import Capture, read_capture
+from qwen_vl_axera.towers import find_tower
 
+SYSTEM_PROMPT = "You are a helpful assistant."  # of the released chat template
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
 POST_CONFIG = {
     "enable_temperature": False,
@@ -52,7 +56,7 @@ class VisionModel:
 
 
 def runtime_config(
-    name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, time: TimeSettings
+    name: str, config: ModelConfig, vision: VisionModel, prefill_len: int, time: TimeSettings, system: str
 ) -> dict[str, Any]:
     """`config.json` of the runtime. Paths that begin with `../` are taken from the file's own directory.
 
@@ -62,15 +66,17 @@ def runtime_config(
         vision: the vision model that this directory is for.
         prefill_len: part of the layers' names.
         time: what places a clip's steps on the time axis.
+        system: of `system_prompt`.
     """
+    board = find_tower(config.model_type).board
     return {
         "model_name": name,
-        "tokenizer_type": "Qwen3VL",  # selects the chat template; the runtime's "Qwen2_5VL" fails
-        "vlm_type": "Qwen2_5VL",
+        "tokenizer_type": board.tokenizer_type,
+        "vlm_type": board.vlm_type,
         "url_tokenizer_model": f"../{MERGES_FILE}",
-        "template_filename_axmodel": "../" + layer_file(prefill_len, "%d"),
+        "template_filename_axmodel": "../" + layer_file(board.layers, prefill_len, "%d"),
         "axmodel_num": config.text.num_hidden_layers,
-        "filename_post_axmodel": f"../{POST_MODEL}",
+        "filename_post_axmodel": f"../{post_file(board.layers)}",
         "filename_tokens_embed": f"../{EMBEDDING_FILES['bfloat16']}",
         "tokens_embed_num": config.text.vocab_size,
         "tokens_embed_size": config.text.hidden_size,
@@ -82,7 +88,7 @@ def runtime_config(
         "vision_spatial_merge_size": config.vision.spatial_merge_size,
         "vision_fps": time.fps,
         "vision_tokens_per_second": time.tokens_per_second,
-        "system_prompt": "You are a helpful assistant.",  # what the hub's template adds
+        "system_prompt": system,
         "post_config_path": "post_config.json",
         "use_mmap_load_embed": True,
         "use_mmap_load_layer": True,
@@ -91,14 +97,35 @@ def runtime_config(
     }
 
 
+def system_prompt(directory: Path) -> str:
+    """What the checkpoint's own chat template says before the first message; the released one's where it has none.
+
+    Raises:
+        InputError: a file is unreadable, or the template takes more than any real one.
+    """
+    template = processor_template(directory)
+    path = directory / "tokenizer_config.json"
+    raw = read_json(path) if template is None and path.exists() else {}
+    template = template or (raw.get("chat_template") if isinstance(raw, dict) else None)
+    if not isinstance(template, str):
+        return SYSTEM_PROMPT
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+    try:
+        text = render(template, {"messages": messages, "add_generation_prompt": True}, directory)
+    except TemplateError:
+        return SYSTEM_PROMPT
+    found = re.match(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", text, re.DOTALL)
+    return found[1] if found else ""
+
+
 def write_settings(
     checkpoint: Checkpoint, directory: Path, models: list[VisionModel], prefill_len: int, time: TimeSettings
 ) -> list[str]:
     """Writes each vision model's two files into OUT, `directory`, and returns their paths under it."""
-    names = []
+    names, system = [], system_prompt(checkpoint.directory) if models else ""
     for model in models:
         (directory / model.directory).mkdir(exist_ok=True)
-        config = runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, time)
+        config = runtime_config(checkpoint.name, checkpoint.config, model, prefill_len, time, system)
         for name, content in (("config.json", config), ("post_config.json", POST_CONFIG)):
             write_json(directory / model.directory / name, content)
             names.append(f"{model.directory}/{name}")

@@ -8,7 +8,6 @@ import platform
 import re
 import shlex
 import stat
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from qwen_vl_axera.errors import InputError
 CHECKPOINT_FILES = (".json", ".jinja", ".txt", ".safetensors")
 WHOLE = 64 << 20  # bytes: files up to this size are hashed whole
 END = 1 << 20  # bytes hashed at either end of larger ones
+COMPILER = "qwen_vl_axera.compiler"
 
 
 def step_parts(step: Step, compiler: str = "") -> dict[str, Any]:
@@ -35,19 +35,19 @@ def step_parts(step: Step, compiler: str = "") -> dict[str, Any]:
     """
     parts: dict[str, Any] = {"compiler": compiler} if step.compiler else {}
     if step.compiler == "run":
-        parts["command"] = shlex.split(printable(compiler_line(step.command)))
+        parts["command"] = [printable(word) for word in compiler_words(step.command)]
         parts |= {f"variable {name}": os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     else:
         parts |= code_parts(step.command)
     return parts | data_parts(step)
 
 
-def compiler_line(command: Sequence[str]) -> str:
+def compiler_words(command: Sequence[str]) -> list[str]:
     """The compiler's own command line, as the step would run it."""
-    done = subprocess.run([*command, "--print"], capture_output=True, text=True, errors="surrogateescape")
-    if done.returncode:
-        raise InputError(done.stderr.strip().removeprefix("error: ") or f"{shlex.join(command)} --print failed")
-    return done.stdout.strip()
+    from qwen_vl_axera.compiler.__main__ import parse_command
+
+    words = list(command)
+    return parse_command(words[words.index(COMPILER) + 1 :]).argv
 
 
 def code_parts(command: Sequence[str]) -> dict[str, Any]:
@@ -187,7 +187,11 @@ def why_redo(stamp: dict[str, Any] | None, parts: dict[str, Any], outputs: Seque
     if stamp is None:
         return "no record of a run that ended well"
     if stamp["fingerprint"] != fingerprint(parts):
-        changes = differences(stamp["parts"], parts) or ["the record of the last run is damaged"]
+        try:
+            changes = differences(stamp["parts"], parts)
+        except (AttributeError, TypeError):  # whatever stands in it
+            changes = []
+        changes = changes or ["the record of the last run is damaged"]
         return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     for output in outputs:
         found = describe_if_there(output)

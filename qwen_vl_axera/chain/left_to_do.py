@@ -6,24 +6,25 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qwen_vl_axera.chain.code import PROJECT
+from qwen_vl_axera.chain.options import ROOT, Run
+from qwen_vl_axera.chain.steps import FORM, Step, python
 from qwen_vl_axera.compiler.container import PASSED_ON
 from qwen_vl_axera.compiler.tool import VARIABLE
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.files import atomic_write
 
 MODE = 0o755
-PROBED = "--window-mode=@form"  # in a command: the form that the probe finds
 COMPILER = "qwen_vl_axera.compiler"
+EXPORTED = f"--window-mode={FORM}"
 
 
-def left_to_do(steps: Sequence[Sequence[str]], ask: Sequence[str], form: str) -> str:
+def left_to_do(run: Run, steps: Sequence[Step], form: str) -> str:
     """The script's text; its paths are those of this run.
 
     Args:
-        steps: commands in their order. The compiler's become its own command lines. Those from the first with PROBED
-            in it up to the compiler's next are run only where the probe finds another form than was exported.
-        ask: the command that prints the form which the probe has found.
+        run: the run.
+        steps: in their order; the compiler's become its own command lines. Those with FORM in their commands, and what
+            follows them up to the compiler's next, run only where the probe finds another form than was exported.
         form: that was exported.
     """
     lines = [
@@ -31,30 +32,35 @@ def left_to_do(steps: Sequence[Sequence[str]], ask: Sequence[str], form: str) ->
         "# What is left to do where Pulsar2 is; the paths are those of this run.",
         "set -euo pipefail",
         "unset CDPATH",
-        shlex.join(["export", f"PYTHONPATH={PROJECT}"]),
+        shlex.join(["export", f"PYTHONPATH={ROOT}"]),
         *(f"export {name}={shlex.quote(os.environ[name])}" for name in (VARIABLE, *PASSED_ON) if os.environ.get(name)),
         shlex.join(["cd", "--", str(Path.cwd())]),
-        *_commands(steps, ask, form),
+        *_commands(run, steps, form),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _commands(steps: Sequence[Sequence[str]], ask: Sequence[str], form: str) -> Iterator[str]:
+def _commands(run: Run, steps: Sequence[Step], form: str) -> Iterator[str]:
+    ask = python("qwen_vl_axera.chain.probed", run.workdir)
     again = False
     for step in steps:
-        ours = COMPILER not in step
-        if PROBED in step and not again:
+        words = list(step.command)
+        if EXPORTED in words and not again:
             again = True
-            yield f"form=$({shlex.join(ask)})"
+            yield f"form=$({shlex.join([*ask, 'form'])})"
             yield f'if [ "$form" != {form} ]; then # the probe found another form than was exported'
-        elif again and not ours:
+        elif again and COMPILER in words:
             again = False
             yield "fi"
-        if ours:
-            words = ('--window-mode="$form"' if word == PROBED else shlex.quote(word) for word in step)
-            yield "    " * again + " ".join(words)
-        else:
-            yield from _compiler_lines(step[step.index(COMPILER) + 1 :])
+        if COMPILER in words:
+            yield from _compiler_lines(words[words.index(COMPILER) + 1 :])
+            continue
+        quoted = ('--window-mode="$form"' if word == EXPORTED else shlex.quote(word) for word in words)
+        yield "    " * again + " ".join(quoted)
+        if step.name == "npu-probe" and run.fallback:
+            yield f'[ "$({shlex.join([*ask, "config"])})" = {shlex.quote(str(run.config))} ] || {{'
+            yield '    echo "the mixed configuration breaks on this compiler: run export_video.sh without QUANTIZE" >&2'
+            yield "    exit 1; }"
 
 
 def _compiler_lines(words: Sequence[str]) -> Iterator[str]:

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qwen_vl_axera.chain.fingerprints import (
     data_parts,
@@ -27,7 +27,7 @@ from qwen_vl_axera.contract import STAMPS
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import write_json
 
-MODES = ("run", "resume", "force")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compiler: str = "") -> int:
@@ -88,23 +88,24 @@ def run_step(step: Step, workdir: Path, summary: Path, mode: str = "run", compil
     return 0
 
 
-def run_command(step: Step) -> dict[str, Any]:
+def run_command(step: Step, stdout: IO | None = None) -> dict[str, Any]:
     """Runs a step's command. Returns what it cost: seconds, peak_bytes, and the exit code to pass on."""
     start, child = time.monotonic(), None
-    with passing_on_signals(lambda number: child and child.send_signal(number)) as caught:
+    with passing_on_signals(lambda: child and child.send_signal(signal.SIGTERM)) as caught:
         try:
-            # The lock's descriptor is inherited: should the shell be killed, nobody writes beside the command.
-            child = subprocess.Popen(list(step.command), close_fds=False)
+            # The lock's descriptor is inherited: should this process be killed, nobody writes beside the command.
+            # Ctrl-C reaches the whole group: the command is told by SIGTERM alone, or it would be interrupted twice.
+            child = subprocess.Popen(list(step.command), close_fds=False, stdout=stdout, preexec_fn=_ignore_interrupts)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{step.name}: cannot start {step.command[0]!r} ({reason})") from None
-        for number in caught:  # it came before there was a child
-            child.send_signal(number)
+        if caught:  # it came before there was a child
+            child.terminate()
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = code = os.waitstatus_to_exitcode(status)
     if caught:
-        _say(f"{step.name}: interrupted by {signal.Signals(caught[-1]).name}")
-        code = -caught[-1]
+        _say(f"{step.name or Path(step.command[1]).name}: interrupted by {signal.Signals(caught[0]).name}")
+        code = -(signal.SIGINT if caught[0] == signal.SIGINT else signal.SIGTERM)
     elif code < 0:
         hint = ": was there enough memory?" if code == -signal.SIGKILL else ""
         _say(f"{step.name}: the command was ended by {signal.Signals(-code).name}{hint}")
@@ -115,11 +116,13 @@ def run_command(step: Step) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def passing_on_signals(send: Callable[[int], Any]):
-    """Within it, SIGTERM goes to the child, which cleans up, and this process lives to see how it ends.
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    Ctrl-C reaches export_video.sh, which sends SIGTERM: a second SIGINT would interrupt the cleaning up.
+
+@contextmanager
+def passing_on_signals(send: Callable[[], Any]) -> Iterator[list[int]]:
+    """Within it, the first signal goes to the child, which cleans up, and this process lives to see how it ends.
 
     Yields:
         The signals that came so far.
@@ -128,14 +131,16 @@ def passing_on_signals(send: Callable[[int], Any]):
 
     def catch(number: int, _frame: Any) -> None:
         caught.append(number)
-        with suppress(ProcessLookupError):
-            send(number)
+        if len(caught) == 1:
+            with suppress(ProcessLookupError):
+                send()
 
-    before = signal.signal(signal.SIGTERM, catch)
+    before = {number: signal.signal(number, catch) for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summarise(summary: Path, step: Step, cost: dict[str, Any], skipped: bool) -> None:

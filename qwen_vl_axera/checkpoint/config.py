@@ -4,11 +4,13 @@ Three nestings are in use: flat (the hub's files, transformers 4.49), flat with 
 `text_config` only (5.x).
 """
 
+import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_vl_axera.doors import hub_name
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_field, read_json
 from qwen_vl_axera.towers import find_tower
@@ -16,6 +18,12 @@ from qwen_vl_axera.towers import find_tower
 if TYPE_CHECKING:
     from qwen_vl_axera.towers.shape import VisionShape
 
+ADAPTER = "adapter_config.json"
+MERGE = (
+    'merge the adapter first, then give MERGED: python -c "from peft import PeftModel; from transformers import '
+    "Qwen2_5_VLForConditionalGeneration as M; PeftModel.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER')"
+    ".merge_and_unload().save_pretrained('MERGED')\""
+)
 MAX_POSITIONS = 128000  # of every released model
 
 
@@ -48,6 +56,20 @@ class ModelConfig:
     quantization: str | None
 
 
+def model_name(directory: Path) -> str:
+    """NAME in the output files' names: the directory's own, or the model's where it lies in the hub's cache.
+
+    Raises:
+        InputError: a name that would hide the files.
+    """
+    place = Path(directory).resolve()
+    name = hub_name(place.parents[1]) if place.parent.name == "snapshots" else None
+    name = name or place.name
+    if name.startswith("."):
+        raise InputError(f"{directory}: files are named after the directory, and {name!r} would hide them: rename it")
+    return name
+
+
 def load_config(checkpoint: Path) -> ModelConfig:
     """Reads `config.json` of a checkpoint directory.
 
@@ -56,11 +78,9 @@ def load_config(checkpoint: Path) -> ModelConfig:
             or a field is absent or of the wrong kind.
     """
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_dir():
-        raise InputError(f"{checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
     path = checkpoint / "config.json"
-    if not path.exists():
-        raise InputError(f"{path} is missing: expected the directory of a Qwen2.5-VL checkpoint")
+    if not path.exists() or (checkpoint / ADAPTER).exists():
+        raise InputError(_no_checkpoint(checkpoint))
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object")
@@ -82,6 +102,21 @@ def load_config(checkpoint: Path) -> ModelConfig:
     )
 
 
+def _no_checkpoint(directory: Path) -> str:
+    """What a directory is that is no whole checkpoint, and what to do."""
+    if not directory.is_dir():
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(directory)):
+            hint = f"; if this is the hub's name of a model: hf download {directory} --local-dir DIR, then give DIR"
+        return f"{directory}: expected a directory with a Qwen2.5-VL checkpoint, found none{hint}"
+    if (directory / ADAPTER).exists():
+        return f"{directory}: {ADAPTER} says that a LoRA adapter lies here: {MERGE}"
+    cached = next((path for pattern in ("snapshots", "models--*/snapshots") for path in directory.glob(pattern)), None)
+    if cached:
+        return f"{directory} is the hub's cache: give the directory in it, {cached}/COMMIT"
+    return f"{directory / 'config.json'} is missing: expected the directory of a Qwen2.5-VL checkpoint"
+
+
 def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     nested = raw["text_config"] if isinstance(raw.get("text_config"), dict) else {}
     merged = {**raw, **nested}
@@ -89,6 +124,9 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     heads = get("num_attention_heads")
     if get("hidden_size") % heads:
         raise InputError(f"{path}: hidden_size {get('hidden_size')} is no multiple of {heads} attention heads")
+    key_value_heads = heads if merged.get("num_key_value_heads") is None else get("num_key_value_heads")
+    if heads % key_value_heads:
+        raise InputError(f"{path}: {heads} attention heads are no multiple of num_key_value_heads {key_value_heads}")
     head_dim = get("head_dim", default=get("hidden_size") // heads)
     _check_rope(path, merged, head_dim)
     return TextConfig(
@@ -96,7 +134,7 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
         intermediate_size=get("intermediate_size"),
         num_hidden_layers=get("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=get("num_key_value_heads", default=heads),
+        num_key_value_heads=key_value_heads,
         vocab_size=get("vocab_size"),
         # Written at the top by every release; a nested copy may hold a class default instead.
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))),
@@ -122,5 +160,5 @@ def _check_rope(path: Path, merged: dict[str, Any], head_dim: int) -> None:
 
 def _quantization(raw: dict[str, Any]) -> str | None:
     """The quantisation method that a checkpoint was stored with ("gptq", "awq"), or None."""
-    settings = raw.get("quantization_config")
+    settings = raw.get("quantization_config", raw.get("compression_config"))
     return str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else None

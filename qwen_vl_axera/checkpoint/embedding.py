@@ -1,6 +1,6 @@
 """The token embeddings as the board's runtime and its demos read them, streamed out of the checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +16,28 @@ INFINITE = 0x7F80  # the exponent of a bf16 infinity or NaN
 PIECE = 1 << 18  # bytes at a time: stays in the processor's cache, and its memory is reused
 
 
-def extract_embedding(checkpoint: Checkpoint, directory: Path, format: str = "bfloat16") -> Path:
+def extract_embedding(
+    checkpoint: Checkpoint, directory: Path, format: str = "bfloat16", known: Container[str] = ()
+) -> Path:
     """Writes the embeddings, row-major and little-endian, a piece at a time.
 
     Args:
         checkpoint: the model.
         directory: where the file goes; made when missing.
         format: "bfloat16" (what the runtime reads; no header), "float32" (no header) or "npy" (float32).
+        known: SHA-256 digests of what an earlier run wrote there.
 
     Returns:
         The file written, one of `contract.EMBEDDING_FILES`.
 
     Raises:
         InputError: the tensor is missing, of another shape than config.json says, no float, truncated, or holds
-            values that are not finite; or `directory` is a file.
+            values that are not finite; `directory` is a file, or holds another file of that name.
     """
     info = embedding_info(checkpoint)
     directory = made_directory(Path(directory))
     path = directory / EMBEDDING_FILES[format]
-    with progress.stage(f"embedding {format}", info.nbytes) as stage, atomic_write(path) as file:
+    with progress.stage(f"embedding {format}", info.nbytes) as stage, atomic_write(path, ours=known) as file:
         if format == "npy":
             header = {"descr": "<f4", "fortran_order": False, "shape": info.shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -1,7 +1,8 @@
 """The tensors that a Qwen2.5-VL checkpoint consists of, from its configuration alone."""
 
 from qwen_vl_axera.checkpoint.config import ModelConfig, TextConfig
-from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.checkpoint.tensors import ORIGINAL, Checkpoint
+from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.towers import find_tower
 from qwen_vl_axera.towers.tower import Tower
@@ -21,9 +22,17 @@ def check_vision(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     """That the tower is stored as config.json describes it, and that a size's step fits this machine's memory.
 
     Raises:
-        InputError: a tensor is missing or of another shape, or it doesn't fit.
+        InputError: it is quantised in a way that the compiler doesn't read, a tensor is missing, of another shape or of
+            a block beyond the last, or it doesn't fit.
     """
+    method, depth = checkpoint.quantization, checkpoint.config.vision.depth
+    packed = any(name.startswith("visual.") and name.endswith(".qweight") for name in checkpoint.tensors)
+    if method and (method != "GPTQ" or packed):
+        tower = ", the vision tower, too" if packed else ""
+        raise InputError(f"{checkpoint.directory}: quantised with {method}{tower}: {ORIGINAL}")
     checkpoint.check_counts()
+    if beyond := next((name for name in checkpoint.tensors if name.startswith(f"visual.blocks.{depth}.")), None):
+        raise InputError(f"{checkpoint.directory}: config.json asks for {depth} vision blocks, {beyond} is stored, too")
     checkpoint.check_shapes(vision_tensors(checkpoint.config))
     if size is not None:
         check_step_memory(checkpoint.config, size)

@@ -9,12 +9,12 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
+from qwen_vl_axera.checkpoint.config import MERGE, ModelConfig, load_config, model_name
 from qwen_vl_axera.doors import MAX_JSON, open_file, parse_json
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import READ_SIZE, read_json
@@ -36,6 +36,12 @@ ITEM_SIZE = {
     "BOOL": 1,
 }
 FLOAT_DTYPES = ("BF16", "F16", "F32")
+# What else a model needs: of the files beside the weights these are read and packed, others (a trainer's) are not.
+MODEL_FILES = (
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json"),
+    *("merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json"),
+    *("tokenizer_config.json", "video_preprocessor_config.json", "vocab.json"),
+)
 NAMED = 8  # absent files in a message
 
 # Stored names differ between the hub, transformers' save_pretrained and conversion tools; the hub's are
@@ -47,6 +53,29 @@ NAME_RULES = (
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^embed_tokens\."), "model.embed_tokens."),
 )
+
+
+# Names that no released checkpoint has, and what they are. Other names would not do: Pulsar2 reads the same files.
+WRAPPED = (
+    (re.compile(r"lora_[AB]\b|lora_embedding|\.base_layer\.|^base_model\.model\."), f"of a LoRA adapter: {MERGE}"),
+    (
+        re.compile(r"^module\."),
+        "of DataParallel: save the model inside, model.module.save_pretrained(DIR)",
+    ),
+    (re.compile(r"^_orig_mod\."), "of torch.compile: save the model inside, model._orig_mod.save_pretrained(DIR)"),
+    (re.compile(r"^thinker\."), "of Qwen2.5-Omni, which is another model: give a Qwen2.5-VL checkpoint"),
+)
+METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8"}
+# Methods that config.json does not name, by what the names of their tensors end in. AWQ and GPTQ both pack into
+# qweight, qzeros and scales; only GPTQ stores the order of groups.
+PACKED = (
+    ((".g_idx",), "GPTQ"),
+    ((".qweight",), "AWQ"),
+    ((".weight_packed",), "compressed-tensors"),
+    ((".absmax", ".quant_map", ".SCB", ".weight_format"), "bitsandbytes"),
+    ((".weight_scale_inv",), "FP8"),
+)
+ORIGINAL = "give the original checkpoint, as released in BF16; for 4 bits, one quantised with GPTQ"
 
 
 def normalise_name(stored: str) -> str:
@@ -93,6 +122,8 @@ class Checkpoint:
         self.tensors: dict[str, TensorInfo] = {}
         for path in _weight_files(self.directory):
             for info in read_header(path):
+                if meaning := next((words for pattern, words in WRAPPED if pattern.search(info.stored_name)), None):
+                    raise InputError(f"{path}: {info.stored_name} is a name {meaning}")
                 if info.name in self.tensors:
                     other = self.tensors[info.name]
                     raise InputError(
@@ -100,11 +131,23 @@ class Checkpoint:
                         f"and as {info.stored_name} in {path.name}"
                     )
                 self.tensors[info.name] = info
+        if "lm_head.weight" in self.tensors:  # transformers ties the head to the embeddings where none is stored
+            text = replace(self.config.text, tie_word_embeddings=False)
+            self.config = replace(self.config, text=text)
 
     @property
     def name(self) -> str:
-        """The directory's own name: NAME in the output files' names."""
-        return self.directory.resolve().name
+        """See `model_name`."""
+        return model_name(self.directory)
+
+    @property
+    def quantization(self) -> str | None:
+        """The method by which it was quantised, as config.json or its tensors have it; None when it was not."""
+        if method := self.config.quantization:
+            return METHODS.get(method, method)
+        found = (method for endings, method in PACKED if any(name.endswith(endings) for name in self.tensors))
+        fp8 = any(info.dtype.startswith("F8") for info in self.tensors.values())
+        return next(found, "FP8" if fp8 else None)
 
     @property
     def tower(self) -> Tower:
@@ -177,8 +220,8 @@ class Checkpoint:
         if shape is not None:
             self.check_shape(info, shape)
         if info.dtype not in FLOAT_DTYPES:
-            how = self.config.quantization
-            hint = f"this is a {how} checkpoint, use the original one" if how else "expected BF16, F16 or F32"
+            how = self.quantization
+            hint = f"quantised with {how}: {ORIGINAL}" if how else "expected BF16, F16 or F32"
             raise InputError(f"{info.path}: {info.stored_name} is stored as {info.dtype}: {hint}")
         values = read_float32(info)
         # One pass over the data: a sum is finite exactly when no value is NaN or infinite.
@@ -272,7 +315,13 @@ def read_header(path: Path) -> list[TensorInfo]:
     if not isinstance(header, dict):
         raise InputError(f"{path}: not a safetensors file (its header is no object)")
     header.pop("__metadata__", None)
-    return [_tensor_info(path, stored, entry, base=8 + length, size=size) for stored, entry in header.items()]
+    tensors = [_tensor_info(path, stored, entry, base=8 + length, size=size) for stored, entry in header.items()]
+    end = 8 + length
+    for info in sorted(tensors, key=lambda info: (info.start, info.end)):
+        if info.start < end:  # refused by the format's own reader, too
+            raise InputError(f"{path}: {info.stored_name} overlaps the tensor before it: not written by safetensors")
+        end = info.end
+    return tensors
 
 
 def _tensor_info(path: Path, stored: str, entry: dict, base: int, size: int) -> TensorInfo:

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from qwen_vl_axera import cli
-from qwen_vl_axera.compiled.precision import QUANTIZED
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
     has_llm_build2,
@@ -27,7 +26,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     version_lines,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
-from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES, GraphSpec
+from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, QUANTIZED, WEIGHT_TYPES, GraphSpec
 from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from qwen_vl_axera.doors import check_report
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.files import plain, read_record
@@ -247,18 +246,12 @@ def read_fidelity(path: Path) -> Fidelity:
     return read_record(path, Fidelity, "test_onnx_video_by_sec.py")
 
 
-def check_replaceable(checkpoint: Path, path: Path) -> None:
-    """That a mistyped --report costs no other file: what is there already must be a report.
-
-    Raises:
-        InputError: it is another one, or lies in the checkpoint.
-    """
-    check_report(checkpoint, path, ".json")
+def is_fidelity(path: Path) -> bool:
+    """Whether a file is a `fidelity.json`, of whatever name."""
     try:
-        if path.exists():
-            read_fidelity(path)
+        return bool(read_fidelity(path))
     except InputError:
-        raise InputError(f"{path}: would be replaced, and is no fidelity report; give another name") from None
+        return False
 
 
 def read_axmodel_fidelity(path: Path) -> AxmodelFidelity:

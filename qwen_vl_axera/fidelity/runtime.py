@@ -41,6 +41,7 @@ class OnnxTower:
         check_data(graph, self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # its errors are raised, too; raw lines on the terminal are nobody's message
         # Packed copies of the weights would double the memory for a few percent of speed.
         options.add_session_config_entry("session.disable_prepacking", "1")
         source: str | bytes = os.fspath(self.path)

@@ -60,6 +60,15 @@ def write_token_errors(path: Path, errors: dict[str, np.ndarray], graphs: Sequen
     write_arrays(path, errors | {name: _digest(file) for name, file in hashes.items()})
 
 
+def is_token_errors(path: Path) -> bool:
+    """Whether a file holds the errors of a run, of whatever name."""
+    try:
+        with open_file(path) as stored, zipfile.ZipFile(stored) as archive:
+            return f"{ORACLE}/{SHA256}.npy" in archive.namelist()
+    except DAMAGE:
+        return False
+
+
 def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int, int, int]) -> TokenErrors:
     """The errors of one graph's tokens, if they are of `fidelity.json`'s run and of what lies in the work directory.
 

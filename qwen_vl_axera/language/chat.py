@@ -5,6 +5,7 @@ that the same clip gives the same numbers with each transformers version.
 """
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
-from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.checkpoint.tensors import MODEL_FILES, Checkpoint
 from qwen_vl_axera.checkpoint.tokenizer import check_tokenizer
 from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -23,8 +24,6 @@ from qwen_vl_axera.language.model import load_language_model, stop_ids
 from qwen_vl_axera.language.mrope import mrope_position_ids
 from qwen_vl_axera.language.template import TemplateError, render
 from qwen_vl_axera.memory import check_memory
-
-TOKENIZER_FILES = (".jinja", ".model", ".txt")  # besides .json
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,12 @@ def load_tokenizer(directory: Path):
     directory = Path(directory)
     if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():
         raise InputError(f"{directory}: no tokenizer.json; copy the tokenizer files beside the weights")
-    for path in sorted(directory.iterdir()):  # transformers opens what it finds: pipes and devices, too
-        if path.name == "tokenizer.json":
-            check_tokenizer(path, read_json(path))
-        elif path.suffix == ".json":
-            read_json(path)
-        elif path.suffix in TOKENIZER_FILES:
-            read_bytes(path)
+    for name in filter(lambda name: os.path.lexists(directory / name), MODEL_FILES):
+        # transformers opens what it finds: pipes and devices, too
+        if name == "tokenizer.json":
+            check_tokenizer(directory / name, read_json(directory / name))
+        else:
+            read_json(directory / name) if name.endswith(".json") else read_bytes(directory / name)
     if (directory / "config.json").exists():
         Checkpoint(directory).check_counts()  # transformers makes a list of its layers, however many
     try:
@@ -112,6 +110,8 @@ def video_token_ids(tokenizer, config: ModelConfig, text: str, num_tokens: int) 
         InputError: the text, the template or the tokenizer do not make such a prompt, or it is longer than the model.
     """
     place = Path(tokenizer.name_or_path)
+    if pad := next((pad for pad in ("<|image_pad|>", "<|video_pad|>") if pad in text), None):
+        raise InputError(f"the question {text[:40]!r} holds {pad}, which stands for a picture or a video: leave it out")
     content = [{"type": "video"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     variables = tokenizer.special_tokens_map | {"messages": messages, "add_generation_prompt": True}

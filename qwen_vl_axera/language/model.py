@@ -65,6 +65,8 @@ def _empty_model(checkpoint: Checkpoint):
 
     try:
         config = Qwen2_5_VLConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+        tied = checkpoint.config.text.tie_word_embeddings
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
         with torch.device("meta"):
             model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=ATTENTION)
         owner = model.model if hasattr(model.model, "visual") else model

@@ -91,8 +91,12 @@ def iter_samples(path: Path) -> Iterator[tuple[np.ndarray, str, str]]:
     try:
         # "r:": not compressed, as get_calib.py writes it; a few compressed bytes would unpack into any number.
         with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            seen = set()
             for member in tar:
                 tar.members.clear()  # tarfile keeps them all
+                if (name := member.name.removeprefix("./")) in seen:
+                    raise InputError(f"{name!r} is in the archive twice: unpacked, one replaces the other")
+                seen.add(name)
                 values, kind = _read_member(tar, member)
                 yield values, member.name, kind
     except InputError as error:

@@ -6,23 +6,24 @@ from types import MappingProxyType
 
 import numpy as np
 
-from qwen_vl_axera.checkpoint.config import ModelConfig
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.checkpoint.expected import expected_tensors
-from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, INDEX_FILE, Checkpoint, normalise_name
+from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, INDEX_FILE, ORIGINAL, Checkpoint, normalise_name, read_bytes
+from qwen_vl_axera.contract import EMBEDDING
 from qwen_vl_axera.files import read_json
 from qwen_vl_axera.preflight.checks import Check, some
 
-ORIGINAL = "give Pulsar2 the original checkpoint, as released in BF16; for 4 bits, one quantised with GPTQ"
 # What the vendor's recipe makes; a published model was compiled from it. Other settings: no evidence either way.
 GPTQ_KNOWN = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
-METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "bitsandbytes": "bitsandbytes"}
 
 
 def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
-    """Every expected tensor with its shape and dtype, and how the checkpoint is stored. Reads no tensor data."""
+    """Every expected tensor with its shape and dtype, and how the checkpoint is stored. Reads a second head alone."""
     checkpoint.check_counts()
-    method = quantization(checkpoint)
+    method = checkpoint.quantization
     if method == "GPTQ":
         yield _gptq(checkpoint)
         yield from _tensors(checkpoint, packed_tensors(checkpoint))
@@ -38,20 +39,8 @@ def checkpoint_checks(checkpoint: Checkpoint) -> Iterator[Check]:
     else:
         yield from _tensors(checkpoint)
     yield from _index(checkpoint)
+    yield from _head(checkpoint)
     yield from _preprocessor(checkpoint)
-
-
-def quantization(checkpoint: Checkpoint) -> str | None:
-    """The method by which a checkpoint was quantised, as config.json or its tensors have it; None when it was not."""
-    if method := checkpoint.config.quantization:
-        return METHODS.get(method, method)
-    names, dtypes = set(checkpoint.tensors), {info.dtype for info in checkpoint.tensors.values()}
-    if any(name.endswith(".qweight") for name in names):
-        # Both pack into qweight, qzeros and scales; only GPTQ stores the order of groups.
-        return "GPTQ" if any(name.endswith(".g_idx") for name in names) else "AWQ"
-    if any(dtype.startswith("F8") for dtype in dtypes):
-        return "FP8"
-    return None
 
 
 def packed_tensors(checkpoint: Checkpoint) -> dict[str, str]:
@@ -96,11 +85,12 @@ def _tensors(checkpoint: Checkpoint, packed: Mapping[str, str] = MappingProxyTyp
     if not (missing or wrong or unreadable):
         kinds = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
         total = sum(checkpoint.tensors[name].nbytes for name in expected)
-        detail = f"{describe(checkpoint.config)}: {len(expected)} tensors ({kinds}), {total / 1e6:.1f} MB"
+        assumed = checkpoint.config.vision.assumed
+        detail = f"{f'assumed, as config.json leaves it out: {assumed}; ' if assumed else ''}"
+        detail += f"{describe(checkpoint.config)}: {len(expected)} tensors ({kinds}), {total / 1e6:.1f} MB"
         yield Check("checkpoint tensors", "ok", detail)
     parts = {name.removesuffix(".weight") + part for name in packed for part in GPTQ_PARTS}
-    # A tied head may be stored, too; GPTQ tools store biases of zeros.
-    spare = {"lm_head.weight", *(name.removesuffix(".weight") + ".bias" for name in packed)}
+    spare = {name.removesuffix(".weight") + ".bias" for name in packed}  # GPTQ tools store biases of zeros
     unknown = sorted(set(checkpoint.tensors) - set(expected) - parts - spare)
     if unknown:
         yield Check("checkpoint tensors", "warning", f"{len(unknown)} unknown: {some(unknown)}", "they are not used")
@@ -134,13 +124,36 @@ def _index(checkpoint: Checkpoint) -> Iterator[Check]:
         yield Check("checkpoint index", "warning", f"not in it: {some(extra)}", "move them out of the directory")
 
 
-def _preprocessor(checkpoint: Checkpoint) -> Iterator[Check]:
-    path = checkpoint.directory / "preprocessor_config.json"
-    if not path.is_file():
+def _head(checkpoint: Checkpoint) -> Iterator[Check]:
+    """A head beside `tie_word_embeddings: true`: transformers 5.24 takes it where it differs from the embeddings."""
+    one, other = (checkpoint.tensors.get(name) for name in ("lm_head.weight", EMBEDDING))
+    if not (one and other and load_config(checkpoint.directory).text.tie_word_embeddings):
         return
-    raw = read_json(path)
-    for key, expected in (("image_mean", checkpoint.tower.mean), ("image_std", checkpoint.tower.std)):
-        given = raw.get(key) if isinstance(raw, dict) else None
-        if given is not None and not np.allclose(given, expected, rtol=0, atol=1e-6):
-            detail = f"{path.name}: {key} is {given}, this converter folds in {list(expected)}"
-            yield Check("normalisation", "failed", detail, "this is no released model of this kind; do not build it")
+    pairs = zip(read_bytes(one), read_bytes(other), strict=False)
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or any(left != right for left, right in pairs):
+        detail = "config.json ties the head to the embeddings, and another one is stored: transformers takes that one"
+        remedy = "set tie_word_embeddings to false; which one llm_build takes is not known"
+        yield Check("language model's head", "warning", detail, remedy)
+
+
+def _preprocessor(checkpoint: Checkpoint) -> Iterator[Check]:
+    """Every file that says how pictures become patches: of transformers 4, and those that transformers 5 saves."""
+    tower = checkpoint.tower
+    made = {"image_mean": list(tower.mean), "image_std": list(tower.std), "patch_size": tower.patch_size}
+    made |= {"temporal_patch_size": TEMPORAL_PATCH_SIZE, "merge_size": MERGE_SIZE}
+    for name in PROCESSORS:
+        path = checkpoint.directory / name
+        raw = read_json(path) if path.is_file() else {}
+        parts = [raw, *(raw.get(part) for part in ("image_processor", "video_processor"))] if type(raw) is dict else []
+        for part in filter(lambda part: isinstance(part, dict), parts):
+            for key, expected in made.items():
+                if (given := part.get(key)) is not None and not _is(given, expected):
+                    detail = f"{name}: {key} is {str(given)[:60]}, this converter has {expected}"
+                    yield Check("normalisation", "failed", detail, f"this is no released {tower.name}; do not build it")
+
+
+def _is(given: object, expected: object) -> bool:
+    try:
+        return bool(np.allclose(given, expected, rtol=0, atol=1e-6))
+    except (TypeError, ValueError):
+        return False

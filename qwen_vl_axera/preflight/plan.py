@@ -7,13 +7,14 @@ the numbers below that say so are inferences.
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Model, costs
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
+from qwen_vl_axera.checkpoint.config import model_name
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -88,7 +89,7 @@ class Plan:
     @property
     def package(self) -> Path:
         """OUT."""
-        return self.out or self.checkpoint.with_name(f"{self.checkpoint.resolve().name}-AX650")
+        return self.out or self.checkpoint.with_name(f"{model_name(self.checkpoint)}-AX650")
 
 
 class Preflight:
@@ -134,7 +135,7 @@ class Preflight:
     def _graph(self) -> Iterator[Check]:
         from qwen_vl_axera.graph.files import load_graph, read_metadata, read_spec
 
-        self.graph = self.plan.graph or find_graph(self.plan.checkpoint.resolve().name, self.workdir)
+        self.graph = self.plan.graph or find_graph(model_name(self.plan.checkpoint), self.workdir)
         model = load_graph(self.graph)
         self.spec = read_spec(model, self.graph)
         if model.graph.input:
@@ -227,7 +228,7 @@ class Preflight:
             detail += f", fit the prefill of {room}: {room - fixed} tokens for the question, {words!r} takes"
             yield Check("prompt", "ok", f"{detail} {count - fixed}")
         tokens_per_second = load_checkpoint_config(plan.checkpoint).vision.tokens_per_second
-        if tokens_per_second and (problem := late_clip(capture, tokens_per_second, plan.kv_cache_len)):
+        if problem := late_clip(capture, tokens_per_second, plan.kv_cache_len):
             yield Check("clip length", "warning", problem, "take frames closer together, or a larger KV_CACHE_LEN")
         left = plan.kv_cache_len - count
         if left < 0 or room > plan.kv_cache_len:
@@ -262,9 +263,8 @@ class Preflight:
 
     def _model(self) -> Model:
         config = self.checkpoint.config
-        parameters = {
-            name: math.prod(shape) for name, shape in text_tensors(config.text, self.checkpoint.tower).items()
-        }
+        one = replace(config.text, num_hidden_layers=1)  # all are alike, and config.json may name any number
+        parameters = {name: math.prod(shape) for name, shape in text_tensors(one, self.checkpoint.tower).items()}
         text = config.text
         return Model(
             tower=config.model_type,

@@ -27,10 +27,10 @@ from qwen_vl_axera.contract import (
     PREFLIGHT,
     STEPS,
 )
-from qwen_vl_axera.doors import check_file, check_output, printable
+from qwen_vl_axera.doors import check_file, check_output, open_file, printable
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.record import read_fidelity
-from qwen_vl_axera.files import atomic_write
+from qwen_vl_axera.files import READ_SIZE, atomic_write
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_pixels
 from qwen_vl_axera.preflight.checks import read_outcome
 from qwen_vl_axera.report.build import axmodel_part, probe_part
@@ -41,6 +41,7 @@ from qwen_vl_axera.report.quantization import preview_part
 from qwen_vl_axera.report.verdict import Finding, findings, worst
 
 TEMPLATES, TEMPLATE = Path(__file__).parent, "page.html.j2"
+TITLE = b"vision graph report</title>"  # of every such page
 MOST_FRAMES = 64  # shown; a report stays a page that a phone can open
 
 
@@ -85,6 +86,13 @@ def write_report(checkpoint: Checkpoint, workdir: Path, output: Path, preflight:
     with atomic_write(output, "w") as file:
         file.write(page)
     return context["findings"]
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is such a page, by its beginning."""
+    with open_file(path) as file:
+        head = file.read(READ_SIZE)
+    return head.startswith(b"<!DOCTYPE html>") and TITLE in head
 
 
 def render(context: dict[str, Any]) -> str:

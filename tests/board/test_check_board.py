@@ -130,6 +130,22 @@ def test_an_answer_that_the_host_cut(directory, capsys):
         assert run(capsys, board.url, "--check", directory)[0] == 1
 
 
+@pytest.mark.parametrize("cut", ["", "\ufffd", "\ufffd\ufffd", " ", "\n\ufffd"])
+@pytest.mark.parametrize("said", ["", "anything", "\ufffd"])
+def test_an_answer_cut_before_its_first_character_is_none(directory, capsys, cut, said):
+    """Every reply begins as nothing does: that is no equality."""
+    write(directory, questions=[question(CAPTION, cut, complete=False)])
+    with StandIn(lambda frames, prompt: said) as board:
+        code, out, err = run(capsys, board.url, "--check", directory)
+    assert code == 2 and "nothing was compared" in err and "equal" not in out
+    both = [question(CAPTION, cut, complete=False), question(BOX, ANSWERS[BOX])]
+    write(directory, questions=both)
+    with StandIn(lambda frames, prompt: said if prompt == CAPTION else ANSWERS[BOX]) as board:
+        code, out, _ = run(capsys, board.url, "--check", directory)
+    assert code == 0 and "1 of 1 answers are transformers' own" in out
+    assert run(capsys, "--print", "--check", directory)[0] == 0
+
+
 def test_nothing_to_compare_with_is_no_pass(directory, capsys):
     write(directory, questions=[question(CAPTION, None)])
     with StandIn(usual) as board:

@@ -1,5 +1,6 @@
 """OUT/check/: the frames and the host's answers, and the board's part played by a stand-in from what was packaged."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -145,12 +146,15 @@ def test_a_board_that_reads_the_frames_wrongly_is_noticed(talking, workdir, tmp_
 
 def test_a_shorter_clip_leaves_no_frames_behind(talking, workdir, tmp_path, capsys):
     out = tmp_path / "out"
-    (out / "check").mkdir(parents=True)
-    (out / "check" / "0005.png").write_bytes(b"of a longer clip")
-    (out / "check" / "mine.txt").write_text("stays")
+    package(capsys, talking, workdir, out)
+    for name in ("0005.png", "0006.png", "mine.txt"):
+        (out / "check" / name).write_text(name)
+    entry = {"path": "check/0005.png", "bytes": 8, "sha256": hashlib.sha256(b"0005.png").hexdigest()}
+    change(out / "manifest.json", lambda manifest: manifest["files"].append(entry))  # as of a longer clip
     printed = package(capsys, talking, workdir, out)
-    assert not (out / "check" / "0005.png").exists() and (out / "check" / "mine.txt").exists()
-    assert "check/mine.txt is none of ours" in printed
+    assert not (out / "check" / "0005.png").exists()
+    assert (out / "check" / "0006.png").exists() and (out / "check" / "mine.txt").exists()
+    assert "check/0006.png is none of ours" in printed
 
 
 def change(path: Path, edit) -> None:

@@ -84,8 +84,9 @@ def refused(done, code: int, *words: str) -> None:
 def test_before_the_build(place, model):
     done = place.package()
     assert done.returncode == 0, done.stderr
-    for path in model.glob("*.json"):
-        assert (place.out / path.name).read_bytes() == path.read_bytes()
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.json"):
+        assert (place.out / name).read_bytes() == (model / name).read_bytes()
+    assert not (place.out / "model.safetensors.index.json").exists()  # its weights do not travel
     assert (place.out / "merges.txt").is_file()
     assert (place.out / "model.embed_tokens.weight.bfloat16.bin").stat().st_size == 2 * 512 * 48
     assert not list(place.out.rglob("*.safetensors")) and not list(place.out.rglob("*.tmp"))
@@ -253,6 +254,72 @@ def test_a_refused_run_leaves_the_package_as_it_was(place):
     assert place.check().returncode == 0
 
 
+FOREIGN = (
+    *("config.json", "vocab.json", "preprocess.py", "check_board.py", "qwen2.5_tokenizer.txt"),
+    *("manifest.json", "video168x168/config.json", "video168x168/post_config.json"),
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("first", [True, False], ids=["before", "between"])
+def test_what_is_not_ours_stays(place, name, first):
+    """Whether it was there before the first package, or came, or was changed, between two."""
+    place.build_all()
+    if not first:
+        assert place.package().returncode == 0
+    (place.out / name).parent.mkdir(parents=True, exist_ok=True)
+    (place.out / name).write_text('{"mine": true}')
+    before = everything(place.out)
+    refused(place.package(), 2, name, "would be replaced", "move it away")
+    assert everything(place.out) == before
+    (place.out / name).unlink()
+    assert place.package().returncode == 0 and place.package().returncode == 0
+
+
+def test_another_checkpoint_stays(place, model, tmp_path, run_script):
+    """As OUT, above it, through a link, in the hub's cache; and as the work directory of a step."""
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    (tmp_path / "link").symlink_to(other)
+    cached = tmp_path / "models--Qwen--X" / "snapshots" / "0123"
+    cached.mkdir(parents=True)
+    before = everything(other)
+    for out in (other, other / "out", tmp_path / "link", tmp_path / "link" / "out", cached.parent / "out"):
+        place.out = out
+        refused(place.package(), 2, "give it a place of its own")
+        refused(run_script("extract_embedding.py", model, out), 2, "give it a place of its own")
+        for script in ("make_report.py", "preflight.py"):
+            refused(run_script(script, model, "--workdir", out if out.exists() else other), 2, "of its own")
+        refused(run_script("export.py", model, "image", "--workdir", out), 2, "give it a place of its own")
+    assert everything(other) == before and not list(cached.parent.glob("out"))
+
+
+def test_embeddings_that_are_not_ours_stay(place, model, run_script):
+    place.out.mkdir()
+    path = place.out / "model.embed_tokens.weight.bfloat16.bin"
+    path.write_bytes(b"another model's")
+    refused(run_script("extract_embedding.py", model, place.out), 2, path.name, "would be replaced")
+    assert path.read_bytes() == b"another model's" and len(list(place.out.iterdir())) == 1
+    path.unlink()
+    for _ in range(2):
+        assert run_script("extract_embedding.py", model, place.out).returncode == 0
+    assert place.package().returncode == 0
+    # Of an earlier package that this project made of other weights: known by its manifest.
+    path.write_bytes(b"of other weights")
+    entry = {"bytes": 16, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    edit_manifest(place.out, lambda m: [one.update(entry) for one in m["files"] if one["path"] == path.name])
+    assert run_script("extract_embedding.py", model, place.out).returncode == 0
+    assert path.stat().st_size == 2 * 512 * 48
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "adapter_notes.json", "model.safetensors.index.json"])
+def test_only_what_a_model_needs_is_packed(place, model, tmp_path, name):
+    trained = Path(shutil.copytree(model, tmp_path / "trained"))
+    (trained / "trainer_state.json").write_text('{"loss": NaN}' + " " * (33 << 20))
+    (trained / "adapter_notes.json").mkdir()
+    assert place.package(ckpt=trained).returncode == 0
+    assert not (place.out / name).exists()
+
+
 def test_hub_cache_links_are_followed(place, model, tmp_path):
     cache, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
     cache.mkdir()
@@ -281,7 +348,8 @@ def test_without_a_tokenizer(place, model, tmp_path):
 
 def test_bad_directories(place, model, tmp_path, run_script):
     refused(run_script("package_model.py", model, model, "--workdir", place.work), 2, "checkpoint itself")
-    refused(run_script("package_model.py", model, model / "config.json"), 2, "found a file")
+    refused(run_script("package_model.py", model, model / "config.json"), 2, "within the checkpoint")
+    refused(run_script("package_model.py", model, ROOT / "README.md"), 2, "found a file")
     refused(run_script("package_model.py", model, place.out, "--workdir", tmp_path / "absent"), 2, "absent")
     refused(run_script("package_model.py", tmp_path / "absent", place.out), 2, "absent")
     refused(run_script("package_model.py", model), 2, "OUT_DIR")
@@ -443,18 +511,40 @@ def test_an_unusable_manifest(copy, content):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"missing": "abc"}, {"missing": [{}]}, {"filler": "x" * (1 << 24)}],
-    ids=lambda c: next(iter(c)),
+    [
+        *({"format": 2}, {"format": True}, {"missing": "abc"}, {"missing": [{}]}, {"filler": "x" * (1 << 24)}),
+        *({"complete": False}, {"complete": 1}, {"missing": ["a"]}, {"surplus": 1}, {"checkpoint": None}),
+        {"files": [{"path": "a", "bytes": 1 << 40, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "bytes": True, "sha256": "0" * 64}]},
+        {"files": [{"path": "a//b", "bytes": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "bytes": 1, "sha256": "0" * 64}] * 2},
+    ],
+    ids=lambda c: str(c)[:50],
 )
 def test_a_manifest_of_another_kind(copy, change):
     edit_manifest(copy, lambda manifest: manifest.update(change))
     refused(check_on_board(copy), 2, "manifest.json")
 
 
+def test_keys_that_are_given_twice(copy):
+    """The second list of files would hide the first one's."""
+    path = copy / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").rstrip()[:-1] + ', "files": []}', encoding="utf-8")
+    refused(check_on_board(copy), 2, "manifest.json", "twice")
+
+
+def test_a_file_of_a_terabyte_is_refused_by_its_size(place):
+    assert place.package().returncode == 0
+    with (place.out / "mine.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    refused(place.package(), 2, "mine.bin", "more than any file")
+
+
 def test_nothing_that_is_said_steers_the_terminal(copy):
     hostile = "a\x1b[2J\u202e\u732b"
+    unbuilt = {"complete": False, "missing": [hostile]}
     entry = {"path": hostile, "bytes": 0, "sha256": ""}
-    edit_manifest(copy, lambda manifest: (manifest["files"].append(entry), manifest.update(missing=[hostile])))
+    edit_manifest(copy, lambda manifest: (manifest["files"].append(entry), manifest.update(unbuilt)))
     (copy / f"{hostile}.AXMODEL").touch()
     (copy / "linked").symlink_to(copy.parent)
     done = check_on_board(copy)
@@ -478,3 +568,32 @@ def test_on_the_board_only_the_check_works(copy):
     assert done.returncode == 2
     assert "only --check" in done.stderr
     assert (copy / "package_model.py").read_bytes() == (ROOT / "package_model.py").read_bytes()
+
+
+FOREIGN_MODULES = ("json.py", "argparse.py", "hashlib.py", "qwen_vl_axera/cli.py", "qwen_vl_axera/__init__.py")
+
+
+@pytest.mark.parametrize("argv", [["package_model.py", "--check", "."], ["check_board.py", "--print"]], ids=str)
+@pytest.mark.parametrize("here", [True, False])
+def test_modules_beside_a_packed_script_are_not_run(copy, argv, here):
+    (copy / "check").mkdir()
+    (copy / "qwen_vl_axera").mkdir()
+    for name in FOREIGN_MODULES:
+        (copy / name).write_text(f"raise SystemExit('{name} was run')")
+    script = [argv[0] if here else str(copy / argv[0]), *argv[1:-1], str(copy) if argv[-1] == "." else argv[-1]]
+    done = subprocess.run([sys.executable, *script], cwd=copy if here else None, capture_output=True, text=True)
+    assert "was run" not in done.stdout + done.stderr
+    assert done.returncode == (0 if argv[0] == "package_model.py" else 2), done.stderr
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_reader_that_leaves_changes_no_verdict(copy, damaged):
+    if damaged:
+        for path in copy.glob("*.json"):
+            if path.name != "manifest.json":
+                path.write_bytes(b"")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "package_model.py", "--check", copy], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1 if damaged else 0)

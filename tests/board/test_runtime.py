@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from preprocess import num_patches, num_tokens, patchify
-from qwen_vl_axera.board.settings import VisionModel, runtime_config
+from qwen_vl_axera.board.settings import SYSTEM_PROMPT, VisionModel, runtime_config
 from qwen_vl_axera.board.timing import time_settings
 from qwen_vl_axera.contract import PROMPTS
 from qwen_vl_axera.language.chat import build_prompt, load_tokenizer
@@ -19,7 +19,7 @@ SIZES = [(56, 56), (84, 112), (168, 168), (308, 308), (252, 336), (336, 252)]
 
 def settings_for(tiny, size, rate: float = 1.0, steps: int = 4) -> dict:
     time = time_settings(capture(rate, steps), tiny.config.vision.tokens_per_second)
-    config = runtime_config("tiny", tiny.config, VisionModel("tiny_vision", "video", size), 512, time)
+    config = runtime_config("tiny", tiny.config, VisionModel("tiny_vision", "video", size), 512, time, SYSTEM_PROMPT)
     return json.loads(json.dumps(config))
 
 

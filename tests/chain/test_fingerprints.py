@@ -1,12 +1,11 @@
 """What a step depends on: data by content, code by what it does, the compiler by its version and command line."""
 
 import os
-import sys
 
 import pytest
 
 from qwen_vl_axera.chain import code, fingerprints
-from qwen_vl_axera.chain.steps import Step
+from qwen_vl_axera.chain.steps import Step, python
 from tests.conftest import ROOT
 
 
@@ -38,7 +37,7 @@ def test_frame_directory_by_names_and_content(tmp_path):
     (frames / "0001.png").write_bytes(b"a")
     (frames / "0002.png").write_bytes(b"b")
     (frames / "sub" / "up").symlink_to(frames)  # a loop must end
-    step = Step("x", [frames], command=["true"])
+    step = Step("x", "", ["true"], [frames])
     first = fingerprints.step_parts(step)
     (frames / "0002.png").write_bytes(b"c")
     second = fingerprints.step_parts(step)
@@ -59,7 +58,7 @@ def test_checkpoint_by_configuration_and_shard_headers(tmp_path, monkeypatch):
     shard = ckpt / "model.safetensors"
     save_file({"w": np.zeros(4096, np.float32)}, shard)
     monkeypatch.setattr(fingerprints, "WHOLE", 1024)
-    step = Step("x", checkpoint=ckpt, command=["true"])
+    step = Step("x", "", ["true"], checkpoint=ckpt)
     before = fingerprints.data_parts(step)
     assert before[f"checkpoint {ckpt}"]["files"]["model.safetensors"].keys() == {"size", "mtime_ns", "sha256_header"}
 
@@ -144,11 +143,15 @@ def test_interpreter_path_does_not_matter():
     assert fingerprints.code_parts(["/a/venv/bin/python3.11", *command])["command"] == ["python", *command]
 
 
-def test_a_build_depends_on_the_compiler_and_its_command_line_alone(tmp_path):
-    """hours of building must not be redone for a change in a line of ours."""
-    compiler = tmp_path / "print.py"
-    compiler.write_text("import sys; print('pulsar2 build --input', sys.argv[1])")
-    step = Step("npu-vision", compiler="run", command=[sys.executable, str(compiler), "a.onnx"])
+def test_a_build_depends_on_the_compiler_and_its_command_line_alone(tmp_path, monkeypatch):
+    """Hours of building must not be redone for a change in a line of ours, nor for a directory that is there now."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PULSAR2", "true")
+    command = python("qwen_vl_axera.compiler", "build", "a.onnx", "--config", "c.json", "--workdir", "work")
+    step = Step("npu-vision", "", command, compiler="run")
     parts = fingerprints.step_parts(step, "7.0")
-    assert parts == {"compiler": "7.0", "command": ["pulsar2", "build", "--input", "a.onnx"]}
+    assert parts["compiler"] == "7.0" and parts["command"][:4] == ["true", "build", "--input", str(tmp_path / "a.onnx")]
+    assert parts.keys() == {"compiler", "command"}
+    (tmp_path / "work" / "build-output").mkdir(parents=True)
+    assert fingerprints.differences(parts, fingerprints.step_parts(step, "7.0")) == []
     assert fingerprints.differences(parts, fingerprints.step_parts(step, "7.1")) == ["compiler changed from 7.0 to 7.1"]

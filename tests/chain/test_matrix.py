@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from qwen_vl_axera.chain.__main__ import check_image_size
+from qwen_vl_axera.chain.options import Run, read_variables
 from qwen_vl_axera.errors import InputError
 from tests.chain.test_export_video import STAND_IN, calls, export_video
 from tests.chain.test_kill_and_resume import kill_when, start
@@ -93,6 +94,11 @@ def test_without_pictures_the_videos_frames_serve(tiny_dir, frames_dir, tmp_path
 
 def test_the_videos_size_is_refused_as_soon_as_it_is_known(tiny_dir, frames_dir, tmp_path):
     capture_and_export(tiny_dir, tmp_path, frames_dir, (56, 84))
-    check_image_size((84, 84), tmp_path)
+
+    def check(size):
+        values = read_variables({"IMAGE_SIZE": size})
+        check_image_size(Run(tiny_dir, tmp_path, tmp_path / "out", [frames_dir], ROOT / "config_video.json", values))
+
+    check("84 84")
     with pytest.raises(InputError, match="IMAGE_SIZE=56 84: the video's model is of this size"):
-        check_image_size((56, 84), tmp_path)
+        check("56 84")

@@ -65,7 +65,7 @@ def vision(**fields):
         ("{}", "model_type"),
         ({"model_type": "qwen2_vl"}, "qwen2_vl"),
         ({"model_type": "qwen2_5_vl"}, "vision_config"),
-        (vision(depth=None), "vision_config.depth is missing"),
+        (vision(depth=None), "vision_config.depth is null"),
         (vision(depth="32"), "expected a whole number"),
         (vision(num_heads=-1), "positive"),
         (vision(num_heads=7), "heads"),

@@ -167,7 +167,7 @@ def test_a_file_in_the_way_and_an_old_result_that_stays(make, tmp_path, capsys):
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [(EMBEDDING_FILES["bfloat16"], b"old")]
     code, _, err = run(capsys, directory, directory / "config.json")
     assert code == 2
-    assert "expected a directory" in err
+    assert "within the checkpoint" in err
 
 
 def test_an_implausible_header(tmp_path, capsys):

@@ -156,8 +156,10 @@ def test_missing_tensor_lists_the_closest(copy):
 
 def test_stored_twice(copy):
     header, data = header_of(copy / SHARD)
-    header["model.visual.merger.mlp.2.weight"] = header["visual.merger.mlp.2.weight"]
-    rewrite(copy / SHARD, header, data)
+    start, end = header["visual.merger.mlp.2.weight"]["data_offsets"]
+    offsets = [len(data), len(data) + end - start]
+    header["model.visual.merger.mlp.2.weight"] = header["visual.merger.mlp.2.weight"] | {"data_offsets": offsets}
+    rewrite(copy / SHARD, header, data + data[start:end])
     refused(copy, "stored twice")
 
 
@@ -176,7 +178,7 @@ def test_integers_are_named_for_what_they_are(copy):
     config = json.loads((copy / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
     (copy / "config.json").write_text(json.dumps(config))
-    refused(copy, "I32", "gptq")
+    refused(copy, "I32", "GPTQ")
 
 
 @given(st.binary(max_size=200), st.integers(0, 300))

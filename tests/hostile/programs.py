@@ -15,9 +15,8 @@ ADVICE = ["qwen_vl_axera.quantization.advice", "--workdir", "work"]
 PREVIEW = ["preview_quantization", "ckpt", "--workdir", "work", "--config", "conf.json"]
 PROBE = ["probe_build", "ckpt", "--window-mode", "grouped", "--workdir", "work"]
 BUILD = ["qwen_vl_axera.compiler.__main__", "build", "work/ckpt_vision.onnx", "--config", "good.json"]
-PLACE = ["ckpt", "frames", "--workdir", "work", "--out", "out", "--config", "good.json"]
-CHAIN = ["qwen_vl_axera.chain.__main__", "check", *PLACE]
-STEP = ["qwen_vl_axera.chain.__main__", "step", "calibration", *PLACE, "--mode", "resume", "--", "true"]
+CHAIN = ["qwen_vl_axera.chain.__main__", "ckpt", "frames", "--check"]
+CHAIN_PLACE = {"WORKDIR": "work", "OUT": "out", "CONFIG": "good.json"}
 HERE = Path(__file__).resolve().parents[2]
 ESCAPE = "a\x1b]0;owned\x07\x1b[31m\nb\u202e\x9b"
 
@@ -98,7 +97,7 @@ TOKENIZERS = {
     "has a class of number": edited("ckpt/tokenizer_config.json", lambda raw: raw.update(tokenizer_class=5)),
     "has stops of text": write("ckpt/generation_config.json", '{"eos_token_id": "x"}'),
 }
-PROMPTS = {"surrogate": "a\udcff", "pad": "<|video_pad|>", "long": "x " * 50_000}
+PROMPTS = {"surrogate": "a\udcff", "pad": "<|video_pad|>", "picture's pad": "a <|image_pad|>", "long": "x " * 50_000}
 
 
 def templates() -> dict[str, Case]:
@@ -114,7 +113,8 @@ def templates() -> dict[str, Case]:
         cases[f"tokenizer {name}: preflight"] = Case(TOKENIZERS[name], PREFLIGHT, FAILED)
     short = edited("ckpt/config.json", lambda raw: raw.update(max_position_embeddings=2048))
     for name, prompt in PROMPTS.items():
-        cases[f"prompt {name}: gate"] = Case(short, [*ASK, prompt], BAD, "ckpt")
+        word = "question" if name.endswith("pad") else "ckpt"
+        cases[f"prompt {name}: gate"] = Case(short, [*ASK, prompt], BAD, word)
     damage = all_of(short, template("abc " * 3800 + PAD))
     cases["template is longer than the model: gate"] = Case(damage, [*ASK, "x"], BAD, "2048 positions")
     for kind in NO_FILES:
@@ -244,7 +244,7 @@ VARIABLES = {
     "CHIP": (ESCAPE, "AX999"),
     "PREFILL_LEN": ("0", "x", "9" * 30),
     "KV_CACHE_LEN": ("1", "-1", "x"),
-    "LAST_KV_CACHE_LEN": ("128 x", "256 128", " ".join(["128"] * 3000)),
+    "LAST_KV_CACHE_LEN": ("128 x", ",", "256 128", " ".join(["128"] * 3000)),
     "WEIGHT_TYPE": ("q9", ESCAPE),
     "WINDOW_MODE": ("$(id)", "Grouped"),
     "INPUT": ("x",),
@@ -253,26 +253,23 @@ VARIABLES = {
     "QUANTIZE": ("x",),
     "BUILD_FLAGS": ('"open', "'"),
     "LLM_BUILD_FLAGS": ('"open',),
+    "DOCKER_FLAGS": ("'",),
 }
 
 
 def chain(blobs: dict[str, bytes]) -> dict[str, Case]:
+    def variables(**given: str) -> Damage:
+        return lambda: os.environ.update(CHAIN_PLACE | given)
+
     cases = {}
     for name, values in VARIABLES.items():
         for value in values:
-            damage = all_of(compiler(""), lambda name=name, value=value: os.environ.update({name: value}))
+            damage = all_of(compiler(""), variables(**{name: value}))
             cases[f"{name}={ascii(value)[:30]}"] = Case(damage, CHAIN, BAD)
-    for kind, blob in blobs.items():
-        if kind != "34 MB":
-            for path in ("work/.steps/calibration.json", "work/steps.json"):
-                cases[f"{path} {kind}: chain"] = Case(all_of(compiler(""), write(path, blob)), STEP, ANY)
     for kind in NO_FILES:
         if kind != "directory":
-            damage = all_of(compiler(""), replaced("work/.steps/calibration.json", kind))
-            cases[f"stamp {kind}: chain"] = Case(damage, STEP, ANY)
-            damage = all_of(compiler(""), replaced("work/.steps/lock", kind))
+            damage = all_of(compiler(""), variables(), replaced("work/.steps/lock", kind))
             cases[f"lock {kind}: chain"] = Case(damage, CHAIN, BAD | DONE if kind == "link to nothing" else BAD, "")
-        swapped = [*CHAIN[:4], "--workdir", "odd", *CHAIN[6:]]
-        if kind != "directory":
-            cases[f"WORKDIR is a {kind}"] = Case(all_of(compiler(""), replaced("odd", kind)), swapped, BAD, "odd")
+            damage = all_of(compiler(""), variables(WORKDIR="odd"), replaced("odd", kind))
+            cases[f"WORKDIR is a {kind}"] = Case(damage, CHAIN, BAD, "odd")
     return cases

@@ -284,6 +284,7 @@ def checkpoints() -> dict[str, Case]:
         "shape of booleans": entry(shape=[True, True]),
         "shape huge": entry(shape=[2**62, 2**62]),
         "shape of digits": entry(shape=[10**300, 1]),
+        "offsets overlap": entry(data_offsets=[0, 49152], dtype="U8", shape=[49152]),
         "offsets reversed": entry(data_offsets=[100, 0]),
         "offsets negative": entry(data_offsets=[-8, 0]),
         "offsets huge": entry(data_offsets=[2**62, 2**63]),
@@ -299,7 +300,72 @@ def checkpoints() -> dict[str, Case]:
         for command in (EXPORT, EMBED, PACKAGE):
             cases[f"{name}: {command[0]}"] = Case(damage, command, BAD)
         cases[f"{name}: preflight"] = Case(damage, PREFLIGHT, FAILED)
+    for prefix in ("base_model.model.", "module.", "_orig_mod.", "thinker."):
+        damage = header(lambda entries, prefix=prefix: prefixed(entries, prefix))
+        for command in (CAPTURE, EXPORT, EMBED, PACKAGE):
+            cases[f"{prefix}: {command[0]}"] = Case(damage, command, BAD, prefix)
+    for part in ("lora_A.weight", "base_layer.weight"):
+        damage = header(lambda entries, part=part: entries.update({f"x.{part}": entries.pop(QKV)}))
+        cases[f"{part} in it"] = Case(damage, CAPTURE, BAD, "merge the adapter first")
+    for method in ("awq", "fp8", "compressed-tensors", "bitsandbytes", ESCAPE):
+        damage = changed("ckpt/config.json", "quantization_config", value={"quant_method": method})
+        cases[f"quantised with {method[:9]!r}"] = Case(damage, CAPTURE, BAD, "quantised with")
+    adapter = write("ckpt/adapter_config.json", "{}")
+    for name, command in (("capture", CAPTURE), ("package", PACKAGE)):
+        cases[f"an adapter beside: {name}"] = Case(adapter, command, BAD, "merge the adapter first")
+    for name, data in (("NaN", '{"a": NaN}'), ("large", " " * (33 << 20)), ("nested", "[" * 99_999)):
+        for command in (PACKAGE, [*CHECK, "--generate", "--max-new-tokens", "1"]):
+            damage = write("ckpt/trainer_state.json", data)
+            cases[f"trainer_state.json, {name}: {command[0]}"] = Case(damage, command, {0, 1}, costs=VERDICT)
     return cases
+
+
+def prefixed(entries: dict, prefix: str) -> None:
+    for name in [name for name in entries if name != "__metadata__"]:
+        entries[prefix + name] = entries.pop(name)
+
+
+# ---- what outputs would replace
+
+
+def outputs() -> dict[str, Case]:
+    """Somebody else's file where one of ours would go, and places that nothing is written to."""
+    cases = {}
+    names = ("manifest.json", "config.json", "vocab.json", "preprocess.py", "check_board.py", "check/0000.png")
+    for name in (*names, "check/check.json", "qwen2.5_tokenizer.txt", "model.embed_tokens.weight.bfloat16.bin"):
+        codes = FAILED if name.endswith(".bin") else BAD
+        cases[f"package: {name}"] = Case(write(f"out/{name}", '{"mine": 1}'), PACKAGE, codes, name)
+    for name, data in (("fresh", b""), ("text", b"mine"), ("long", bytes(1 << 20))):
+        damage = write("embedded/model.embed_tokens.weight.bfloat16.bin", data)
+        cases[f"embedding: {name}"] = Case(damage, EMBED, BAD, "would be replaced")
+    for name, data in (("html", "<!DOCTYPE html><title>mine</title>"), ("empty", ""), ("text", "mine")):
+        for place in ("work/report.html", "mine.html"):
+            command = [*REPORT, "--output", place]
+            cases[f"report: {name} {place}"] = Case(write(place, data), command, BAD, "would be replaced")
+        command = [*CHECK, "--report", "mine.json"]
+        cases[f"gate: {name}"] = Case(write("mine.json", data), command, BAD, "would be replaced")
+        cases[f"gate's tokens: {name}"] = Case(write("mine_tokens.npz", data), command, BAD, "mine_tokens.npz")
+    places = {"itself": "ckpt", "below": "ckpt/below", "a link": "link", "below a link": "link/below"}
+    places |= {"the cache": "models--a--b/snapshots/x"}
+    damage = all_of(lambda: Path("link").symlink_to("ckpt"), lambda: Path("models--a--b/snapshots").mkdir(parents=True))
+    for name, place in places.items():
+        writers = {
+            "capture": [*CAPTURE[:-1], place],
+            "export": [*EXPORT[:-1], place],
+            "gate": [*CHECK[:-1], place],
+            "calibration": [*CALIB[:-1], place],
+            "preflight": [*PREFLIGHT[:-1], place],
+            "report": [*REPORT[:-1], place],
+            "embedding": [*EMBED[:2], place],
+            "package": ["package_model", "ckpt", place, "--workdir", "work"],
+        }
+        for writer, command in writers.items():
+            cases[f"{writer}: {name}"] = Case(damage, command, BAD, place)
+    return cases
+
+
+def all_of(*damages: Damage) -> Damage:
+    return lambda: [damage() for damage in damages] and None
 
 
 # ---- arrays and tensors
@@ -559,6 +625,11 @@ def manifest(**fields: Any) -> Damage:
     return damage
 
 
+def files_twice() -> None:
+    text = Path("out/manifest.json").read_text().rstrip()
+    Path("out/manifest.json").write_text(text[:-1] + ', "files": []}')
+
+
 def packages() -> dict[str, Case]:
     cases = {
         "unlisted model": Case(write("out/other.axmodel", "x"), VERIFY, FAILED, "other.axmodel"),
@@ -572,6 +643,16 @@ def packages() -> dict[str, Case]:
         cases[f"manifest path {name}"] = Case(manifest(path=value), VERIFY, BAD)
     for name, value in (("negative", -1), ("text", "x"), ("float", 1.5), ("null", None), ("true", True)):
         cases[f"manifest bytes {name}"] = Case(manifest(bytes=value), VERIFY, {1, 2})
+    for name, fields in {
+        "complete, nothing missing": {"complete": False, "missing": []},
+        "format true": {"format": True},
+        "a terabyte": {"files": [{"path": "config.json", "bytes": 1 << 40, "sha256": "0" * 64}]},
+        "another field": {"x": 1},
+    }.items():
+        damage = programs.edited("out/manifest.json", lambda raw, fields=fields: raw.update(fields))
+        cases[f"manifest: {name}"] = Case(damage, [*VERIFY, "--require-complete"], BAD, "manifest.json")
+        cases[f"manifest: {name}, package"] = Case(damage, PACKAGE, BAD, "manifest.json")
+    cases["manifest: files twice"] = Case(files_twice, VERIFY, BAD, "twice")
     for kind in NO_FILES:
         cases[f"file is a {kind}"] = Case(replaced("out/config.json", kind), VERIFY, FAILED, "config.json")
         cases[f"hub file is a {kind}"] = Case(replaced("ckpt/vocab.json", kind), PACKAGE, {0, 2})
@@ -585,6 +666,7 @@ FAMILIES = {
     "JSON": json_files,
     "configurations": configurations,
     "checkpoints": checkpoints,
+    "outputs": outputs,
     "arrays": arrays,
     "media": media,
     "graphs": graphs,

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.hostile.programs import VARIABLES
+from tests.hostile.programs import CHAIN_PLACE, VARIABLES
 from tests.hostile.tables import FAMILIES
 from tests.hostile.world import build, check
 
@@ -22,7 +22,7 @@ def world(good, tmp_path, monkeypatch):
     shutil.copytree(good, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
     with monkeypatch.context() as patch:
-        for name in ("PULSAR2", *VARIABLES):
+        for name in ("PULSAR2", *CHAIN_PLACE, *VARIABLES):
             patch.setenv(name, "")  # so that whatever a case sets is taken back
         yield tmp_path / "w"
     shutil.rmtree(tmp_path / "w")

@@ -149,7 +149,7 @@ def check(case: Case, world: Path, capsys) -> None:
         assert len(lines) == 1 and "error: " in lines[0], said.err
     assert case.word in text, text
     after = contents(world)
-    own = OWN[case.command[0]] if code != 2 else ("work/preflight.json", "embedded", "out", "work/axmodel", *case.costs)
+    own = OWN[case.command[0]] if code != 2 else ("work/preflight.json", "work/axmodel", *case.costs)
     lost = [path for path, data in before.items() if after.get(path) != data and not _own(path, world, own)]
     assert not lost, lost
     assert not [path for path in after if path not in before and ".tmp" in path], "a temporary file was left"

@@ -52,6 +52,7 @@ BROKEN_ARCHIVES = {
     "hard link": (with_member("x.npy", (tarfile.LNKTYPE, "000.npy")), "archive", "is no file"),
     "device": (with_member("x.npy", (tarfile.CHRTYPE, "")), "archive", "is no file"),
     "subdirectory": (with_member("x", (tarfile.DIRTYPE, "")), "archive", "is no file"),
+    "twice": (with_member("./000.npy", GOOD), "archive", "is in the archive twice"),
     "foreign file": (with_member("manifest.json", b"{}"), "archive", "is no sample"),
     "pickle": (with_member("x.npy", pickle.dumps([1, 2])), "archive", "not a plain array"),
     "object array": (

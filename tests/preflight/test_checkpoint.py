@@ -33,6 +33,7 @@ def store_as(dtype, suffixes=(".qweight",)):
         start, end = entry["data_offsets"]
         for suffix in suffixes:
             size = {"I32": 4, "F8_E4M3": 1, "U8": 1}[dtype]
+            start = end if suffix != suffixes[0] else start  # the first one has all the bytes
             entries[f"model.layers.0.mlp.up_proj{suffix}"] = {
                 "dtype": dtype, "shape": [(end - start) // size], "data_offsets": [start, end],
             }  # fmt: skip

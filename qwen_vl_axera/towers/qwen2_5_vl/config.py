@@ -4,7 +4,7 @@ Two spellings are in use: `in_chans` (the hub) and `in_channels` (transformers).
 """
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from qwen_vl_axera.files import read_field
 from qwen_vl_axera.towers.shape import VisionShape
 
 ROPE_THETA = 10000.0  # a constant in every released model
+# What transformers' class has: its save_pretrained leaves out what equals these (seen in 4.49).
+DEFAULTS = {
+    "depth": 32,
+    "hidden_size": 3584,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 4,
+}
 # What preprocess.py makes, on the host and on the board: another patch is another program.
 FIXED = {
     "patch_size": PATCH_SIZE,
@@ -25,7 +35,11 @@ FIXED = {
 
 @dataclass(frozen=True)
 class VisionConfig(VisionShape):
-    """The vision tower's shape. Lengths in pixels or patches as named; `window_size` in pixels."""
+    """The vision tower's shape. Lengths in pixels or patches as named; `window_size` in pixels.
+
+    `assumed` names the fields of DEFAULTS that config.json leaves out, with their values; the stored shapes must
+    confirm them.
+    """
 
     depth: int
     hidden_size: int
@@ -40,6 +54,7 @@ class VisionConfig(VisionShape):
     in_channels: int = CHANNELS
     tokens_per_second: int = 2
     rms_norm_eps: float = 1e-6
+    assumed: str = field(default="", compare=False)
 
 
 def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
@@ -53,20 +68,16 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
         InputError: a field is absent or of the wrong kind, or the shape is none that can be converted.
     """
     get = lambda name, kind=int, default=None: read_field(path, raw, name, kind, default, "vision_config.")  # noqa: E731
-    blocks = get("fullatt_block_indexes", list, [7, 15, 23, 31])
+    stated = {name: get(name, type(default), default) for name, default in DEFAULTS.items()}
+    blocks = stated["fullatt_block_indexes"]
     config = VisionConfig(
-        depth=get("depth"),
-        hidden_size=get("hidden_size"),
-        intermediate_size=get("intermediate_size"),
-        num_heads=get("num_heads"),
-        out_hidden_size=get("out_hidden_size"),
-        fullatt_block_indexes=tuple(blocks),
+        **stated | {"fullatt_block_indexes": tuple(blocks)},
         patch_size=get("patch_size", default=PATCH_SIZE),
         temporal_patch_size=get("temporal_patch_size", default=TEMPORAL_PATCH_SIZE),
         spatial_merge_size=get("spatial_merge_size", default=MERGE_SIZE),
         window_size=get("window_size", default=112),
         in_channels=get("in_channels" if "in_channels" in raw else "in_chans", default=CHANNELS),
-        tokens_per_second=get("tokens_per_second", default=2),
+        assumed=", ".join(f"{name} {stated[name]}" for name in DEFAULTS if name not in raw),
     )
     if raw.get("hidden_act", "silu") != "silu":
         raise InputError(f"{path}: vision_config.hidden_act is {raw['hidden_act']!r}, only 'silu' is known")
@@ -81,7 +92,7 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
         )
     if config.window_size % config.factor:
         raise InputError(f"{path}: window_size {config.window_size} is no multiple of {config.factor} pixels")
-    if any(not isinstance(block, int) or not 0 <= block < config.depth for block in blocks):
+    if any(type(block) is not int or not 0 <= block < config.depth for block in blocks):
         raise InputError(f"{path}: fullatt_block_indexes {reprlib.repr(blocks)} leave the {config.depth} blocks")
     return config
 

@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,11 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class VisionConfig(VisionShape):
-    """The vision tower's shape. `num_position_embeddings` is the square of the learned table's side."""
+    """The vision tower's shape. `num_position_embeddings` is the square of the learned table's side.
+
+    `assumed` names the fields of DEFAULTS that config.json leaves out, with their values; the stored shapes must
+    confirm them.
+    """
 
     depth: int
     hidden_size: int
@@ -47,6 +51,7 @@ class VisionConfig(VisionShape):
     spatial_merge_size: int = MERGE_SIZE
     in_channels: int = CHANNELS
     layer_norm_eps: float = 1e-6
+    assumed: str = field(default="", compare=False)
 
     # Time stands in the prompt as text; a step's positions along the time axis do not count.
     tokens_per_second = 0
@@ -75,7 +80,8 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
     get = lambda name, default: read_field(path, raw, name, type(default), default, "vision_config.")  # noqa: E731
     fields = {name: get(name, default) for name, default in (DEFAULTS | FIXED).items()}
     taps = fields["deepstack_visual_indexes"]
-    config = VisionConfig(**fields | {"deepstack_visual_indexes": tuple(taps)})
+    assumed = ", ".join(f"{name} {fields[name]}" for name in DEFAULTS if name not in raw)
+    config = VisionConfig(**fields | {"deepstack_visual_indexes": tuple(taps)}, assumed=assumed)
     if raw.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
         raise InputError(
             f"{path}: vision_config.hidden_act is {raw['hidden_act']!r}, only 'gelu_pytorch_tanh' is known"

@@ -39,7 +39,7 @@ class ReferenceTower(reference.ReferenceTower):
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
         fields = dataclasses.asdict(config)
-        del fields["layer_norm_eps"]  # a constant in transformers, too
+        del fields["layer_norm_eps"], fields["assumed"]  # the first is a constant in transformers, too
         fields["deepstack_visual_indexes"] = list(fields["deepstack_visual_indexes"])
         return Qwen3VLVisionModel(Qwen3VLVisionConfig(**fields | changes))
 

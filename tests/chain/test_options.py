@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_vl_axera.chain.steps import Place
-from qwen_vl_axera.chain.variables import (
-    VARIABLES,
-    check_directories,
-    extra_flags,
-    length_flags,
-    make_directories,
-    read_variables,
-)
+from qwen_vl_axera.chain.options import VARIABLES, Run, check_places, flags, make_directories, read_run, read_variables
+from qwen_vl_axera.chain.steps import LENGTHS
 from qwen_vl_axera.errors import InputError
 from tests.conftest import ROOT
 
@@ -42,12 +35,12 @@ def test_chunks_fill_the_cache_but_for_an_answer(cache, last):
     assert values["PREFILL_LEN"] == 128
     assert values["LAST_KV_CACHE_LEN"] == list(range(128, last + 1, 128))
     assert int(cache) + 1 - last >= 128
-    assert length_flags(values)[:5] == ["--prefill-len", "128", "--kv-cache-len", cache, "--last-kv-cache-len"]
+    assert flags(values, *LENGTHS)[:5] == ["--prefill-len", "128", "--kv-cache-len", cache, "--last-kv-cache-len"]
 
 
 def test_extra_words_are_those_of_a_shell():
     values = read_variables({"BUILD_FLAGS": "--compiler.npu_perf --name 'a b'"})
-    assert extra_flags(values, "BUILD_FLAGS") == ["--extra=--compiler.npu_perf", "--extra=--name", "--extra=a b"]
+    assert flags(values, "BUILD_FLAGS") == ["--extra=--compiler.npu_perf", "--extra=--name", "--extra=a b"]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +73,8 @@ def test_extra_words_are_those_of_a_shell():
         ({"PROBE": "no"}, "PROBE=no: expected 0 or 1"),
         ({"LAST_KV_CACHE_LEN": "256 128"}, "256 128: expected rising numbers"),
         ({"LAST_KV_CACHE_LEN": "128 2048"}, "does not fit a kv cache of 1023"),
+        ({"LAST_KV_CACHE_LEN": ","}, "LAST_KV_CACHE_LEN=,: expected a whole number above 0"),
+        ({"DOCKER_FLAGS": "'"}, "DOCKER_FLAGS=': expected words as a shell reads them"),
         ({"LAST_KV_CACHE_LEN": "chunk"}, "LAST_KV_CACHE_LEN=chunk: expected a whole number above 0"),
         ({"LAST_KV_CACHE_LEN": "chunked", "KV_CACHE_LEN": "200"}, "a KV_CACHE_LEN of 255 is the least"),
         ({"LAST_KV_CACHE_LEN": "chunked", "LLM_BUILD2": "1"}, "llm_build2 knows no --last-kv-cache-len"),
@@ -101,23 +96,32 @@ def test_every_variable_is_in_the_help():
 
 
 def test_places_that_would_damage_what_is_read(tiny_dir, frames_dir, tmp_path):
-    def refused(words, workdir=tmp_path, out=tmp_path / "out", videos=(frames_dir,), checkpoint=tiny_dir):
+    def refused(words, workdir=tmp_path, out=tmp_path / "out", videos=(frames_dir,), **variables):
         with pytest.raises(InputError, match=words):
-            check_directories(Place(checkpoint, workdir, out, videos, CONFIG, 512))
+            check_places(Run(tiny_dir, workdir, out, videos, CONFIG, read_variables(variables)))
 
-    check_directories(Place(tiny_dir, tmp_path, tmp_path / "out", [frames_dir], CONFIG, 512))
-    refused("OUT=.* lies in the checkpoint", out=tiny_dir)
-    refused("OUT=.* lies in the checkpoint", out=tiny_dir / "out")
-    refused("WORKDIR=.* lies in the checkpoint", workdir=tiny_dir)
+    check_places(Run(tiny_dir, tmp_path, tmp_path / "out", [frames_dir], CONFIG, read_variables({})))
+    refused("OUT=.* the checkpoint", out=tiny_dir)
+    refused("OUT=.* the checkpoint", out=tiny_dir / "out")
+    refused("WORKDIR=.* the checkpoint", workdir=tiny_dir)
     refused("OUT=.* lies in the input", out=frames_dir / "out")
     refused("no such file or directory", videos=[tmp_path / "none.mp4"])
+    refused("expected a name without control characters", workdir=tmp_path / "two\nlines")
     (tmp_path / "pictures").mkdir()
-    pictures = Place(tiny_dir, tmp_path, tmp_path / "out", [tmp_path / "pictures"], CONFIG, 512, mode="image")
-    with pytest.raises(InputError, match=r"WORKDIR=.*/pictures lies in the input"):
-        check_directories(pictures)
-    refused("expected a directory with a Qwen2.5-VL checkpoint", checkpoint=tmp_path)
+    refused(r"WORKDIR=.*/pictures lies in the input", videos=[tmp_path / "pictures"], IMAGE_SIZE="84 84")
     (tmp_path / "file").touch()
     refused("OUT=.*found something else", out=tmp_path / "file")
+
+
+def test_arguments(tiny_dir, tmp_path):
+    run = read_run([str(tiny_dir), "--resume", "--", "-a.mp4", "--force"], {"WORKDIR": str(tmp_path)})
+    assert (run.mode, run.workdir, [str(video) for video in run.videos]) == ("resume", tmp_path, ["-a.mp4", "--force"])
+    assert run.out == tiny_dir.with_name(f"{tiny_dir.name}-AX650") and run.config == CONFIG
+    with pytest.raises(InputError, match=r"expected a directory with a Qwen2\.5-VL checkpoint"):
+        read_run([str(tmp_path)], {})
+    demo = read_run(["--demo"], {"WORKDIR": str(tmp_path), "NUM_FRAMES": "4"})
+    assert (demo.values["SIZE"], demo.values["NUM_FRAMES"], demo.values["GENERATE"]) == ((168, 168), 4, True)
+    assert demo.out == tmp_path / "demo_model-AX650"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a directory that not even root can write")
@@ -128,7 +132,7 @@ def test_a_place_that_nobody_can_write():
 
 def test_it_runs_before_there_is_an_environment():
     """-S and -I: the standard library alone."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from qwen_vl_axera.chain.variables import read_variables\n"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from qwen_vl_axera.chain.options import read_variables\n"
     command = [sys.executable, "-I", "-S", "-c", code + "read_variables()"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
