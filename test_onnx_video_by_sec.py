@@ -2,7 +2,7 @@
 
     python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE...] [--report FILE]
                                      [--generate] [--prompt T...] [--max-new-tokens N] [--dtype D] [--device D]
-                                     [--num-frames N] [--fps F] [--workdir DIR]
+                                     [--language CKPT] [--num-frames N] [--fps F] [--workdir DIR]
 
 Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
         NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).
@@ -29,6 +29,7 @@ def build_parser():
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
     cli.add_text(parser, prompts=2)
+    parser.add_argument("--language", type=Path, metavar="CKPT", help="who answers: of a GPTQ checkpoint the original")
     cli.add_workdir(parser)
     return parser
 
@@ -36,7 +37,7 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint.expected import check_vision
+    from qwen_vl_axera.checkpoint.expected import check_same_tower, check_vision
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
     capture = read_capture(clip_dir)
-    questions = read_questions(checkpoint, capture, args.prompt) if args.generate else None  # nor does this
+    language = Checkpoint(args.language) if args.language else checkpoint
+    check_same_tower(checkpoint, language)
+    questions = read_questions(language, capture, args.prompt) if args.generate else None  # nor does this
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
     report = verify(

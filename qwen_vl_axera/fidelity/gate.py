@@ -241,13 +241,12 @@ def verify(
         model = load_graph(graph)
         check_data(model, graph)
         files += data_files(model, graph)
-    about = made_from(
-        dict.fromkeys(files), report.parent
-    )  # before they are used: what changes meanwhile makes the record stale
+    # Before they are used: whatever changes meanwhile makes the record stale.
+    about = made_from(dict.fromkeys(files), report.parent)
     runs = judge_graphs(graphs, judge, checkpoint)
     text: list[Answer] = []
     if questions and runs[0].usable:
-        model = LanguageModel(checkpoint.directory, dtype, device, questions.tokenizer)
+        model = LanguageModel(questions.directory, dtype, device, questions.tokenizer)
         flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), runs[0].tokens)]
         text = check_text(model, questions.prompts, *flat, max_new_tokens)
     steps, rows, columns = capture.grid_thw

@@ -1,20 +1,18 @@
-"""`fidelity.json` and `axmodel_fidelity.json`: how far features are from those that they stand in for.
+"""`fidelity.json`: how far features are from those that they stand in for.
 
 Whether a graph passed is computed here and nowhere else: the gate asks `holds`, and so does whoever reads the record.
 """
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from qwen_vl_axera.contract import EXACT, FIDELITY_TOKENS, ORACLE, PIXELS, shared_place
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.files import plain, read_record
 from qwen_vl_axera.language.record import Answer
 from qwen_vl_axera.made_from import stale
 from qwen_vl_axera.oracle.record import Capture
-from qwen_vl_axera.record import Amount, Count, Positive, Sha256, Text, record
+from qwen_vl_axera.record import Amount, Positive, Sha256, Text, record
 
 
 @record
@@ -182,70 +180,6 @@ class Fidelity:
         return stale({name: value for name, value in self.made_from.items() if name != FIDELITY_TOKENS}, workdir)
 
 
-Limits = dict[Literal["max_abs", "mean_abs", "max_abs_relative", "cosine", "min_token_cosine"], Amount]
-
-
-@record
-class CompiledModel:
-    """A compiled model against the ONNX graph, and the limits of every step: cosines from below, errors from above."""
-
-    file: Text
-    passed: bool
-    thresholds: Limits
-    steps: list[Figures]
-
-    def keeps(self, step: Figures) -> bool:
-        """Whether a step keeps every limit."""
-        return within(plain(step), self.thresholds)
-
-    @property
-    def holds(self) -> bool:
-        """Whether it passed, and its figures say so, too."""
-        return self.passed and bool(self.steps) and bool(self.thresholds) and all(map(self.keeps, self.steps))
-
-
-@record
-class Wish:
-    """An entry of the configuration's `layer_configs`, and what became of it: see `compiled.precision.Wish`."""
-
-    selector: str
-    data_type: Text
-    matched: Count
-    honoured: Count
-    missing: list[str]
-    others: list[str]
-    status: Literal["ok", "warning", "failed"]
-    detail: str
-
-
-@record
-class Precision:
-    """Which precision a build really used: see `compiled.precision.precision_report`."""
-
-    passed: bool
-    kept: Count
-    nodes: Count
-    fused: dict[str, Count]
-    bits: dict[str, dict[str, Count]]
-    wishes: list[Wish]
-
-
-@record
-class AxmodelFidelity:
-    """`axmodel_fidelity.json`; there is no text, and no precision where the compiler left no record of it."""
-
-    passed: bool
-    thresholds: Limits
-    graphs: list[CompiledModel]
-    text: list[Answer]
-    precision: Precision | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether it passed, and its figures say so, too."""
-        return self.passed and bool(self.graphs) and all(graph.holds for graph in self.graphs)
-
-
 def read_fidelity(path: Path) -> Fidelity:
     """Reads `fidelity.json`.
 
@@ -261,12 +195,3 @@ def is_fidelity(path: Path) -> bool:
         return bool(read_fidelity(path))
     except InputError:
         return False
-
-
-def read_axmodel_fidelity(path: Path) -> AxmodelFidelity:
-    """Reads `axmodel_fidelity.json`.
-
-    Raises:
-        InputError: it is missing or not one.
-    """
-    return read_record(path, AxmodelFidelity, "export_video.sh, with PULSAR2,")

@@ -2,21 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.language.chat import LanguageModel, Prompt, Token, build_prompt, first_difference, load_tokenizer
-from qwen_vl_axera.language.model import stop_ids
+from qwen_vl_axera.language.model import check_language, stop_ids
 from qwen_vl_axera.language.record import Answer, AnswerToken, Difference
 from qwen_vl_axera.oracle.record import Capture
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked about a clip, and the tokenizer that its prompts were made with."""
+    """What is asked about a clip, with the checkpoint that answers and its tokenizer."""
 
+    directory: Path
     tokenizer: Any
     prompts: tuple[Prompt, ...]
 
@@ -25,11 +27,16 @@ def read_questions(checkpoint: Checkpoint, capture: Capture, texts: Sequence[str
     """The prompts about a clip: made before anything is computed, so that a mistyped one costs nothing.
 
     Raises:
-        InputError: as of `load_tokenizer`, `stop_ids` and `build_prompt`.
+        InputError: as of `check_language`, `load_tokenizer`, `stop_ids` and `build_prompt`.
     """
+    check_language(checkpoint)
     tokenizer, clip = load_tokenizer(checkpoint.directory), (capture.grid_thw, capture.second_per_grid_ts)
     stop_ids(checkpoint.directory, tokenizer)
-    return Questions(tokenizer, tuple(build_prompt(tokenizer, checkpoint.config, text, *clip) for text in texts))
+    return Questions(
+        checkpoint.directory,
+        tokenizer,
+        tuple(build_prompt(tokenizer, checkpoint.config, text, *clip) for text in texts),
+    )
 
 
 def check_text(

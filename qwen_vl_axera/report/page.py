@@ -142,7 +142,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "preview": preview_part(checkpoint, workdir, clip, preview),
         "checks": read_part(read_outcome, preflight, commands.python("preflight.py")),
         "probe": probe_part(checkpoint, workdir, commands.python("probe_build.py")),
-        "axmodel": axmodel_part(checkpoint, workdir, clip, compiled),
+        "axmodel": axmodel_part(workdir, compiled),
         "steps": read_part(read_steps, workdir / STEPS, commands.pipeline),
         "build": read_part(read_text, workdir / LEFT_TO_DO, commands.pipeline),
     }

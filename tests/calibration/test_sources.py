@@ -101,7 +101,7 @@ def test_the_captured_clip_is_the_default(media, tmp_path, monkeypatch):
 def test_captured_pictures_are_one_clip(media, tmp_path):
     write_capture(tmp_path, "images", [media / "y.jpg", media / "x.png"])
     manifest, _ = calibrate(workdir=tmp_path)
-    assert [sample["source"] for sample in manifest["samples"]] == [[str(media / "x.png"), str(media / "y.jpg")]]
+    assert [sample["source"] for sample in manifest["samples"]] == [[str(media / "y.jpg"), str(media / "x.png")]]
 
 
 def test_a_captured_clip_that_is_gone(media, tmp_path, capsys):

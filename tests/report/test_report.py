@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec as verify
+from qwen_vl_axera.compiled.record import AxmodelFidelity
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import AxmodelFidelity
 from qwen_vl_axera.files import write_record
+from qwen_vl_axera.made_from import made_from
 from qwen_vl_axera.oracle.record import read_capture
 from qwen_vl_axera.preflight.checks import Check, Outcome
 from qwen_vl_axera.report.page import format_cosine, write_report
@@ -260,8 +261,10 @@ def test_text_and_compiled_model_are_shown(workdir, tiny):
     differs = answer | {"onnx": "一只狗", "equal": False, "first_difference": {"token": 2} | sides}
     change(workdir / "fidelity.json", lambda fidelity: fidelity["text"].extend([answer, differs]))
     figures = {"max_abs": 0.5, "mean_abs": 0.1, "max_abs_relative": 0.2, "cosine": 0.97, "min_token_cosine": 0.91}
-    graph = {"file": "tiny_vision.axmodel", "passed": True, "thresholds": {"cosine": 0.98}, "steps": [figures] * 4}
-    compiled = {"passed": True, "thresholds": {"cosine": 0.98}, "graphs": [graph], "text": []}
+    figures["token_error"] = 0.3
+    graph = {"file": "tiny_vision.axmodel", "thresholds": {"cosine": 0.98}, "source": "a test", "steps": [figures] * 4}
+    about = made_from([workdir / "pixels.npy"], workdir)
+    compiled = {"passed": True, "accepted": False, "graphs": [graph], "made_from": about}
     write_record(workdir / "axmodel_fidelity.json", AxmodelFidelity, compiled)
     page, worst = report(tiny, workdir)
     assert "the same 3 tokens" in page.text and "一只猫" in page.text and "一只狗" in page.text
@@ -361,7 +364,7 @@ def test_checks_and_steps_decide_the_verdict(workdir, tiny, status, word):
         (["{tmp}/none"], "none"),
         (["{ckpt}", "--workdir", "{tmp}/none"], "no such directory"),
         (["{ckpt}", "--workdir", "{tmp}", "--preflight", "{tmp}/none.json"], "no such file"),
-        (["{ckpt}", "--workdir", "{tmp}", "--output", "{ckpt}/report.html"], "this is the checkpoint itself"),
+        (["{ckpt}", "--workdir", "{tmp}", "--output", "{ckpt}/report.html"], "within the checkpoint"),
         (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/capture.json"], "ends in .html"),
         (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/none/report.html"], "there is no directory"),
     ],
