@@ -29,7 +29,7 @@ def build_parser():
         action="append",
         default=[],
         metavar=("H", "W"),
-        help="pixels, multiples of 28; may be repeated (default: the captured size; image: 448 448)",
+        help="pixels, multiples of 28 (Qwen3-VL: 32); may be repeated (default: the captured size; image: 448 448)",
     )
     parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET)
     parser.add_argument(
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = {"opset": args.opset, "window_mode": args.window_mode, "input": args.input}
     graphs = export_vision(checkpoint, workdir, args.mode, sizes, **form)
     for graph in graphs:
-        cli.warn(misreading(graph.spec.size) if not graph.spec.uint8 else None)
+        cli.warn(misreading(graph.spec.size, checkpoint.config.vision.factor) if not graph.spec.uint8 else None)
         (height, width), figures = graph.spec.size, graph.statistics
         print(
             f"{graph.path}: {height}x{width}, {figures['nodes']} nodes "

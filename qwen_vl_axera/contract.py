@@ -16,7 +16,6 @@ INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 CAPTURE, PIXELS, ORACLE = "capture.json", "pixels.npy", "vit_out.npy"  # run_video_by_sec.py
 EXACT = "vit_exact.npy"  # the oracle in float64, for some steps
 STEP_PATCHES = "hidden_states"  # .pth: one step's normalised patches
-LAYOUT_TENSORS = ("rotary_pos_emb", "cu_seqlens", "cu_window_seqlens", "window_index")  # .pth: one step's layout
 FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_video_by_sec.py
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
@@ -28,8 +27,7 @@ QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # p
 REPORT = "report.html"
 PICTURES = "pictures"  # the directory, in it, of what the steps hand each other about the picture model
 
-# What `pulsar2 llm_build` writes, and the embeddings that it does not.
-POST_MODEL = "qwen2_5_vl_post.axmodel"
+# The embeddings, which `pulsar2 llm_build` does not write.
 EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING_FILES = {
     "bfloat16": f"{EMBEDDING}.bfloat16.bin",
@@ -152,6 +150,11 @@ def shared_place(workdir: Path) -> Path:
     return workdir.parent if workdir.name == PICTURES else workdir
 
 
-def layer_file(prefill_len: int | str, layer: int | str) -> str:
-    """The name that `pulsar2 llm_build` gives a layer."""
-    return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"
+def layer_file(prefix: str, prefill_len: int | str, layer: int | str) -> str:
+    """The name that `pulsar2 llm_build` gives a layer; `prefix` is the tower's `board.layers`."""
+    return f"{prefix}_p{prefill_len}_l{layer}_together.axmodel"
+
+
+def post_file(prefix: str) -> str:
+    """The name that it gives what follows the last layer."""
+    return f"{prefix}_post.axmodel"

@@ -36,6 +36,7 @@ from qwen_vl_axera.contract import (
 )
 from qwen_vl_axera.doors import check_file, check_place, printable
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.towers import TOWERS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKED = "chunked"  # a LAST_KV_CACHE_LEN: as many chunks as the cache holds
@@ -73,6 +74,9 @@ def size(text: str) -> tuple[int, int]:
         from preprocess import check_size
     except ImportError:  # no numpy yet
         return height, width
+    for factor in sorted({tower.factor for tower in TOWERS.values()})[1:]:  # the capture asks the checkpoint's own
+        if not (height % factor or width % factor):
+            return check_size(height, width, factor)
     return check_size(height, width)
 
 

@@ -16,7 +16,7 @@ from qwen_vl_axera.files import read_field, read_json
 from qwen_vl_axera.towers import find_tower
 
 if TYPE_CHECKING:
-    from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+    from qwen_vl_axera.towers.shape import VisionShape
 
 ADAPTER = "adapter_config.json"
 MERGE = (
@@ -39,6 +39,7 @@ class TextConfig:
     vocab_size: int
     tie_word_embeddings: bool
     max_position_embeddings: int = MAX_POSITIONS
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ModelConfig:
     """A checkpoint's configuration: which tower, both halves, and the special token ids."""
 
     model_type: str
-    vision: "VisionConfig"
+    vision: "VisionShape"
     text: TextConfig
     image_token_id: int
     video_token_id: int
@@ -132,7 +133,8 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     key_value_heads = heads if merged.get("num_key_value_heads") is None else get("num_key_value_heads")
     if heads % key_value_heads:
         raise InputError(f"{path}: {heads} attention heads are no multiple of num_key_value_heads {key_value_heads}")
-    _check_rope(path, merged, get("hidden_size") // heads)
+    head_dim = get("head_dim", default=get("hidden_size") // heads)
+    _check_rope(path, merged, head_dim)
     return TextConfig(
         hidden_size=get("hidden_size"),
         intermediate_size=get("intermediate_size"),
@@ -143,6 +145,7 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
         # Written at the top by every release; a nested copy may hold a class default instead.
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))),
         max_position_embeddings=get("max_position_embeddings", default=MAX_POSITIONS),
+        head_dim=head_dim,
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import MERGE_SIZE
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import EXACT, MODES, ORACLE, PIXELS, GraphSpec
 from qwen_vl_axera.errors import InputError
@@ -249,9 +248,7 @@ def verify(
         model = LanguageModel(questions.directory, dtype, device, questions.tokenizer)
         flat = [features.reshape(-1, features.shape[-1]) for features in (np.asarray(judge.oracle), runs[0].tokens)]
         text = check_text(model, questions.prompts, *flat, max_new_tokens)
-    steps, rows, columns = capture.grid_thw
-    shape = steps, rows // MERGE_SIZE, columns // MERGE_SIZE
-    tokens = write_token_errors(report, token_maps(runs, judge, shape))
+    tokens = write_token_errors(report, token_maps(runs, judge, capture.token_grid))
     tested = [run.record(judge.oracle) for run in runs]
     passed = all(graph.holds for graph in tested) and all(answer.equal for answer in text)
     return Fidelity(passed, THRESHOLDS, tested, text, about | made_from([tokens], report.parent))

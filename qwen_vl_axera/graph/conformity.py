@@ -27,7 +27,7 @@ def fresh_model(checkpoint: Checkpoint, spec: GraphSpec) -> onnx.ModelProto:
     from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 
     tower, config = checkpoint.tower, checkpoint.config.vision
-    module = meta_module(tower, config, tower.layout(config, spec.size), spec)
+    module = meta_module(tower, config, tower.layout(config, spec.size, checkpoint), spec)
     return trace(module, place_weights(tower, config, module, spec, data_file(checkpoint.name)), spec, {})
 
 

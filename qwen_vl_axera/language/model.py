@@ -36,7 +36,7 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
 
     check_language(checkpoint)
     checkpoint.check_counts()
-    expected = text_tensors(checkpoint.config.text)
+    expected = text_tensors(checkpoint.config.text, checkpoint.tower)
     checkpoint.check_shapes(expected)
     target = getattr(torch, dtype)
     size = target.itemsize * sum(math.prod(shape) for shape in expected.values())

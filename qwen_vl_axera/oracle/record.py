@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +10,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from preprocess import CHANNELS, PATCH_PIXELS, PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
-from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens, patches_shape
+from qwen_vl_axera.contract import CAPTURE, EXACT, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.doors import check_output, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
@@ -19,7 +20,11 @@ from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.record import Count, Positive, Rate, Sha256, Text, record
 
 MADE_BY = "run_video_by_sec.py"
-FILES = (*(f"{name}.pth" for name in (STEP_PATCHES, *LAYOUT_TENSORS)), PIXELS, ORACLE, EXACT)
+
+
+def files(layout: Iterable[str]) -> list[str]:
+    """The files of step 1 but for capture.json, for the layout tensors of a tower."""
+    return [*(f"{name}.pth" for name in dict.fromkeys((STEP_PATCHES, *layout))), PIXELS, ORACLE, EXACT]
 
 
 @record
@@ -57,10 +62,10 @@ class Capture:
     made_from: dict[str, Sha256] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_size(*self.size)
         steps, *grid = self.grid_thw
-        if tuple(grid) != tuple(side // PATCH_SIZE for side in self.size):
+        if tuple(self.patch_size * count for count in grid) != self.size:
             raise ValueError(f"grid_thw {list(self.grid_thw)} is not of size {list(self.size)}")
+        check_size(*self.size, self.factor)
         if math.ceil(len(self.indices) / TEMPORAL_PATCH_SIZE) != steps:
             raise ValueError(f"{len(self.indices)} indices do not make the {steps} steps of grid_thw")
         if not math.isclose(self.second_per_grid_ts * self.sample_fps, TEMPORAL_PATCH_SIZE, rel_tol=1e-6):
@@ -69,9 +74,25 @@ class Capture:
             raise ValueError(f"exact_steps {self.exact_steps} are not steps of the clip in their order")
 
     @property
+    def patch_size(self) -> int:
+        """Pixels per side of a patch."""
+        return self.size[0] // self.grid_thw[1]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch_size * MERGE_SIZE
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Temporal steps, rows and columns of tokens."""
+        steps, rows, columns = self.grid_thw
+        return steps, rows // MERGE_SIZE, columns // MERGE_SIZE
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the clip takes in the prompt."""
-        return self.grid_thw[0] * num_tokens(*self.size)
+        return self.grid_thw[0] * num_tokens(*self.size, self.patch_size)
 
 
 def read_capture(workdir: Path) -> Capture:
@@ -89,8 +110,8 @@ def read_pixels(workdir: Path, capture: Capture) -> np.ndarray:
     Raises:
         InputError: missing, no array, not of the capture's shape, or of another capture.
     """
-    steps, rows, columns = capture.grid_thw
-    return _read(workdir, capture, PIXELS, np.uint8, (steps, rows * columns, PATCH_PIXELS, CHANNELS))
+    shape = patches_shape(capture.grid_thw[0], capture.size, capture.patch_size)
+    return _read(workdir, capture, PIXELS, np.uint8, shape)
 
 
 def read_oracle(workdir: Path, capture: Capture) -> np.ndarray:
@@ -150,8 +171,8 @@ def check_unchanged(workdir: Path, capture: Capture, *names: str) -> None:
         raise InputError(f"{Path(workdir) / CAPTURE} is about other files ({problem}): run {MADE_BY} again")
 
 
-def read_layout(workdir: Path) -> dict[str, np.ndarray]:
-    """The four layout tensors that transformers derived for one step.
+def read_layout(workdir: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The layout tensors of these names that transformers derived for one step.
 
     Raises:
         InputError: a file is missing, is not a plain tensor (no other pickled object is loaded), or not finite.
@@ -159,7 +180,7 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     import torch
 
     tensors = {}
-    for name in LAYOUT_TENSORS:
+    for name in names:
         path = require(Path(workdir) / f"{name}.pth", MADE_BY)
         try:
             with open_file(path) as file:
@@ -172,13 +193,13 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_outputs(workdir: Path) -> None:
-    """That everything of step 1 can be written: asked before the work.
+def check_outputs(workdir: Path, layout: Iterable[str]) -> None:
+    """That everything of step 1 can be written, layout tensors of these names too: asked before the work.
 
     Raises:
         InputError: something that is no regular file has a name of it.
     """
-    for name in (*FILES, CAPTURE):
+    for name in (*files(layout), CAPTURE):
         check_output(Path(workdir) / name)
 
 
@@ -193,20 +214,17 @@ def save_capture(
         pixels: uint8 (T, S, 392, 3).
         oracle: float32 (T·S/4, out_hidden).
         exact: float64 (E, S/4, out_hidden).
-        layout: transformers' layout of one step, by the names of its files.
+        layout: transformers' layout of one step and its normalised patches, by the names of their files.
 
     Returns:
         The capture as it was written, with the hashes of these files.
     """
     import torch
 
-    from preprocess import normalize
-
     workdir = Path(workdir)
-    check_outputs(workdir)
+    check_outputs(workdir, layout)
     (workdir / CAPTURE).unlink(missing_ok=True)
-    tensors = layout | {STEP_PATCHES: torch.from_numpy(normalize(pixels[0]))}
-    for name, tensor in tensors.items():
+    for name, tensor in layout.items():
         buffer = io.BytesIO()
         # A view is saved with all the memory behind it, used or not: a copy holds its own values only.
         torch.save(tensor.clone(memory_format=torch.contiguous_format), buffer)
@@ -215,7 +233,7 @@ def save_capture(
     write_array(workdir / PIXELS, pixels)
     write_array(workdir / ORACLE, oracle)
     write_array(workdir / EXACT, exact)
-    capture = replace(capture, made_from=made_from([workdir / name for name in FILES], workdir))
+    capture = replace(capture, made_from=made_from([workdir / name for name in files(layout)], workdir))
     write_record(workdir / CAPTURE, Capture, capture)
     return capture
 

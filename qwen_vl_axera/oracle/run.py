@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import frames_to_patches
+from preprocess import frames_to_patches, normalize
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import STEP_PATCHES
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.memory import check_memory
@@ -31,12 +32,14 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         CheckFailed: a step alone is not what it is beside another one, the steps' layouts differ, or an answer is
             not finite.
     """
+    import torch
+
     check_vision(checkpoint, size)
     vision = checkpoint.config.vision
     grid = vision.grid(size)
     steps = -(-len(clip.frames) // vision.temporal_patch_size)
     check_memory(steps * math.prod(vision.input_shape(size)), f"the clip's {len(clip.frames)} frames")
-    pixels = frames_to_patches(clip.frames, size)
+    pixels = frames_to_patches(clip.frames, size, patch_size=vision.patch_size)
     tower = checkpoint.tower.reference(checkpoint, vision, device)
     oracle, layout = tower.run_steps(pixels, grid)
     oracle = oracle.reshape(len(pixels), -1, oracle.shape[-1])
@@ -60,7 +63,9 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         versions=versions(),
         exact_steps=chosen,
     )
-    return save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, layout.tensors())
+    patches = torch.from_numpy(normalize(pixels[0], checkpoint.tower.mean, checkpoint.tower.std))
+    tensors = layout.tensors() | {STEP_PATCHES: patches}
+    return save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, tensors)
 
 
 def different_steps(pixels: np.ndarray) -> list[int]:

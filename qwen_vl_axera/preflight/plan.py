@@ -264,7 +264,7 @@ class Preflight:
     def _model(self) -> Model:
         config = self.checkpoint.config
         one = replace(config.text, num_hidden_layers=1)  # all are alike, and config.json may name any number
-        parameters = {name: math.prod(shape) for name, shape in text_tensors(one).items()}
+        parameters = {name: math.prod(shape) for name, shape in text_tensors(one, self.checkpoint.tower).items()}
         text = config.text
         return Model(
             tower=config.model_type,
@@ -312,7 +312,9 @@ class Preflight:
         if self.checkpoint is None:
             return 0  # said before
         self.checkpoint.check_counts()
-        return sum(2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text).values())
+        return sum(
+            2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text, self.checkpoint.tower).values()
+        )
 
     def _memory(self) -> Iterator[Check]:
         yield from memory_checks(self.graph_bytes)

@@ -137,7 +137,7 @@ def evaluation_clips(
     clips = []
     for path in paths:
         clip = load_clip([path])
-        pixels = frames_to_patches(clip.frames, size)
+        pixels = frames_to_patches(clip.frames, size, patch_size=size[0] // grid[0])
         frames = _frame_names(clip.kind, [str(path) for path in clip.source], clip.indices)
         clips.append(
             EvaluationClip(path.name, pixels, frames, (len(pixels), *grid), TEMPORAL_PATCH_SIZE / clip.sample_fps)

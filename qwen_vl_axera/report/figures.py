@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from preprocess import CHANNELS, FACTOR, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
+from preprocess import CHANNELS, MEAN, STD, patch_image_to_picture, unpatchify
 from qwen_vl_axera.calibration.manifest import Manifest, Sample
 from qwen_vl_axera.contract import FIDELITY_TOKENS
 from qwen_vl_axera.doors import map_array
@@ -39,7 +39,7 @@ def error_maps(
     if not measured:
         return Part(None, "No graph was measured.", command)
     graph = max(measured, key=lambda graph: (not graph.holds, "_uint8." in graph.file))
-    shape = capture.grid_thw[0], *(side // FACTOR for side in capture.size)
+    shape = capture.token_grid
     path = workdir / FIDELITY_TOKENS
     if not path.is_file():
         return Part(None, f"{path.name} is not there yet.", command, absent=True)
@@ -136,7 +136,7 @@ def read_sample(directory: Path, sample: Sample) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     values = np.asarray(map_array(path))
     if values.dtype != np.float32 or values.ndim != 4 or values.shape[:2] != (1, CHANNELS):
-        raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, {PATCH_PIXELS})")
+        raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, 2·patch²)")
     pixels = values[0].transpose(1, 2, 0)
     if values.min() < 0:  # normalised
         pixels = (pixels * np.float32(STD) + np.float32(MEAN)) * 255

@@ -380,7 +380,7 @@ def test_a_mistyped_report_costs_no_other_file(capsys, talking, workdir):
     for name, words in (
         (workdir / "capture.json", "is not what was made here"),
         (workdir / "pixels.npy", "expected a name that ends in .json"),
-        (talking / "config.json", "within the checkpoint"),
+        (talking / "config.json", "this is within the checkpoint"),
     ):
         refused(run(capsys, talking, "--workdir", workdir, "--report", name), words)
     assert {path: path.read_bytes() for path in workdir.iterdir()} == before

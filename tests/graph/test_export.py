@@ -76,12 +76,12 @@ def test_the_documented_command(run_script, captured, tiny_dir, workdir):
 
 
 def test_paths_that_careless_scripts_stumble_over(capsys, monkeypatch, tiny, tiny_dir, tmp_path):
-    checkpoint = shutil.copytree(tiny_dir, tmp_path / HOSTILE)
+    shutil.copytree(tiny_dir, tmp_path / HOSTILE)
     monkeypatch.chdir(tmp_path)
-    flags = ("--size", 56, 84, "--workdir", f"./{HOSTILE}/new work")
+    flags = ("--size", 56, 84, "--workdir", f"./{HOSTILE} new/new work")
     code, _, error = run(capsys, f"./{HOSTILE}/", "video", *flags)
     assert (code, error) == (0, "")
-    made = checkpoint / "new work"
+    made = tmp_path / f"{HOSTILE} new" / "new work"
     assert names(made) == {name.replace("tiny", HOSTILE) for name in GRAPHS}
     assert_is_transformers_tower(tiny, made / f"{HOSTILE}_vision_uint8.onnx")
 
