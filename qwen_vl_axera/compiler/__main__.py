@@ -19,6 +19,7 @@ from pathlib import Path
 from qwen_vl_axera import cli
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
+    build_language,
     has_llm_build2,
     llm_build_command,
     run_command,
@@ -26,7 +27,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     version_lines,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
-from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, QUANTIZED, WEIGHT_TYPES, GraphSpec
+from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES, GraphSpec
 from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file
@@ -85,10 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command.line())
     else:
         print(f"+ {command.line()}", file=sys.stderr)
-        if args.step == "build":  # an earlier build's record must not be taken for this one's
-            (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
         if args.step == "version":  # a question: its answer is bounded
             print("\n".join(version_lines(tool)))
+            return cli.EXIT_OK
+        if args.step == "llm_build":
+            build_language(
+                args.output, lambda place: _command(argparse.Namespace(**vars(args) | {"output": place}), tool)
+            )
             return cli.EXIT_OK
         execute(command, seconds=expected_seconds(args) if args.step == "build" else None)
         if args.step == "build" and args.deliver:

@@ -1,15 +1,35 @@
 """The commands of Pulsar2, AXERA's NPU compiler, built in one place: `python -m qwen_vl_axera.compiler` runs them."""
 
 import glob
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
-from qwen_vl_axera.compiler.tool import Command, Paths, Tool, ask, option
-from qwen_vl_axera.contract import BUILD_OUTPUT, CHIP, KV_CACHE_LEN, PARALLEL, POST_MODEL, PREFILL_LEN, layer_file
+from qwen_vl_axera.compiler.tool import LAST_LINES, Command, Paths, Tool, ask, check_writable, execute, option, said
+from qwen_vl_axera.contract import (
+    BUILD_OUTPUT,
+    CHIP,
+    KV_CACHE_LEN,
+    PARALLEL,
+    POST_MODEL,
+    PREFILL_LEN,
+    QUANTIZED,
+    layer_file,
+)
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import made_directory
+from qwen_vl_axera.swap import staged
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
 LLM_CHIPS = ("AX650", "AX620E", "LAMBERT")  # `pulsar2 llm_build2 -h`, 6.0
+SMALLEST = 0.5  # of the layers' median size: they hold the same weights, so a smaller one is cut off
+TIME = (
+    re.compile(  # 2026-01-31 12:00:00.123+08:00, Sat Jan 31 12:00:00 UTC 2026, 12:00:00; a date alone may be a release
+        r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?[T ,]+|(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} )?"
+        r"\b\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?\b(?: ?(?:Z|UTC|GMT|CST|[+-]\d\d:?\d\d)\b)?(?: \d{4}\b)?"
+    )
+)
 
 
 def build_command(
@@ -56,7 +76,7 @@ def build_command(
         *option("--compiler.check", check),
         *extra,
     ]
-    return paths.command(argv, [output_dir], [(output_dir, glob.escape(output_name))])
+    return paths.command(argv, [output_dir], [(output_dir, glob.escape(output_name))], [output_dir / QUANTIZED])
 
 
 def llm_build_command(
@@ -98,7 +118,7 @@ def llm_build_command(
     """
     _one_of("chip", chip, LLM_CHIPS)
     check_lengths(prefill_len, kv_cache_len, parallel, last_kv_cache_len, build2, prefill_step_size)
-    paths = Paths(tool, Path())
+    paths = Paths(tool)
     argv = [
         *("pulsar2", "llm_build2" if build2 else "llm_build"),
         *option("--input_path", paths.directory(checkpoint)),
@@ -118,8 +138,33 @@ def llm_build_command(
     # With chunks, the tool's name for the prefill is its own.
     layers = [layer_file("*", number) for number in range(num_layers)]
     names = [*layers, POST_MODEL]
-    # Whether the tool keeps the layers of an earlier run is not documented: older ones are accepted.
-    return paths.command(argv, [output], [(output, name) for name in names], fresh=False)
+    return paths.command(argv, [output], [(output, name) for name in names])
+
+
+def build_language(output: Path, make: Callable[[Path], Command]) -> None:
+    """Runs `llm_build` in a directory of its own, and moves the layers and the head when all are there.
+
+    Args:
+        output: where they go; made when missing. Nothing else in it changes, and nothing at all after a failure.
+        make: gives the command that writes into a directory.
+
+    Raises:
+        CheckFailed: the command fails, or a layer is much smaller than the others.
+        InputError: something that cannot be replaced has the name of a layer.
+    """
+    check_writable(made_directory(output))  # also what is left of a killed run
+    with staged(output, POST_MODEL) as staging:
+        command = make(staging.directory)
+        execute(command)
+        expected = {path for directory, name in command.expects for path in directory.glob(name)}
+        for path in staging.files().values():
+            if path not in expected:
+                path.unlink()
+        layers = {path.name: path.stat().st_size for path in expected if path.name != POST_MODEL}
+        middle = median(layers.values()) if layers else 0
+        for name, size in sorted(layers.items()):
+            if size < middle * SMALLEST:
+                raise CheckFailed(f"{command.name}: {name} has {size} bytes, the others about {middle:.0f}: cut off?")
 
 
 def run_command(
@@ -148,12 +193,12 @@ def run_command(
 
 
 def version(tool: Tool) -> str:
-    """The tool's version, on one line.
+    """The tool's version, on one line; a time that it prints is left out, since it is no part of the version.
 
     Raises:
         CheckFailed: it does not answer.
     """
-    return ", ".join(version_lines(tool))
+    return ", ".join(filter(None, (TIME.sub("", line).strip() for line in version_lines(tool))))
 
 
 def version_lines(tool: Tool) -> list[str]:
@@ -161,19 +206,19 @@ def version_lines(tool: Tool) -> list[str]:
     answer = ask(version_command(tool))
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if answer.returncode or not lines:
-        said = [line for line in answer.stderr.splitlines() if line.strip()][-1:] or ["it says nothing"]
-        raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {said[0]}")
+        reason = said(answer.stderr.splitlines()[-LAST_LINES:]) or "it says nothing"
+        raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {reason}")
     return lines
 
 
 def version_command(tool: Tool) -> Command:
     """`pulsar2 version`."""
-    return Paths(tool, Path()).command(["pulsar2", "version"])
+    return Paths(tool).command(["pulsar2", "version"])
 
 
 def has_llm_build2(tool: Tool) -> bool:
     """Whether the tool knows llm_build2."""
-    return ask(Paths(tool, Path()).command(["pulsar2", "llm_build2", "-h"])).returncode == 0
+    return ask(Paths(tool).command(["pulsar2", "llm_build2", "-h"])).returncode == 0
 
 
 def files_named_in(config: Path) -> list[str]:
