@@ -27,7 +27,7 @@ SMALLEST = 0.5  # of the layers' median size: they hold the same weights, so a s
 TIME = (
     re.compile(  # 2026-01-31 12:00:00.123+08:00, Sat Jan 31 12:00:00 UTC 2026, 12:00:00; a date alone may be a release
         r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?[T ,]+|(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} )?"
-        r"\b\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?\b(?: ?(?:Z|UTC|GMT|CST|[+-]\d\d:?\d\d)\b)?(?: \d{4}\b)?"
+        r"(?<!\d)\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?(?!\d)(?: ?(?:Z|UTC|GMT|CST|[+-]\d\d:?\d\d)\b)?(?: \d{4}\b)?"
     )
 )
 
