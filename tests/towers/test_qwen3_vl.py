@@ -270,3 +270,34 @@ def test_normalised_values_are_the_tower_s(checkpoint, tower):
     values = normalize(patches[0], [0.5] * 3, [0.5] * 3)
     assert values.min() >= -1 and values.max() <= 1
     assert dataclasses.is_dataclass(checkpoint.config.vision)
+
+
+def test_the_host_steps_run_from_end_to_end(checkpoint, tmp_path, capsys):
+    """Capture, export, gate and calibration of a clip as a user runs them, and what preflight says to it."""
+    import export
+    import get_calib
+    import preflight
+    import run_video_by_sec
+    import test_onnx_video_by_sec
+    from tests.conftest import run_main
+
+    place = "--workdir", tmp_path
+    for script, argv in (
+        (run_video_by_sec, (checkpoint.directory, "--size", 160, 288)),
+        (export, (checkpoint.directory, "video")),
+        (test_onnx_video_by_sec, (checkpoint.directory,)),
+        (get_calib, ("--num-samples", 4)),
+    ):
+        code, _, error = run_main(script.main, capsys, *argv, *place)
+        assert code == 0, error
+    _, out, _ = run_main(preflight.main, capsys, checkpoint.directory, "--json", *place)
+    failed = {check["name"] for check in json.loads(out)["checks"] if check["status"] == "failed"}
+    assert not failed & {
+        "checkpoint",
+        "graph",
+        "graph input",
+        "graph output",
+        "archive samples",
+        "normalisation",
+        "board",
+    }
