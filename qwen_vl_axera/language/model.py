@@ -39,6 +39,8 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
             f"{checkpoint.directory}: the language model is stored with {method}, which transformers does not run "
             "here; do without text"
         )
+    if not checkpoint.tower.text:
+        raise InputError(f"{checkpoint.directory}: {checkpoint.tower.name} does not generate here yet: do without text")
     checkpoint.check_counts()
     expected = text_tensors(checkpoint.config.text, checkpoint.tower)
     checkpoint.check_shapes(expected)
