@@ -16,6 +16,7 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", sys.flags.isol
     sys.path.append(sys.path.pop(0))  # a json.py beside this script must not stand in for Python's own
 
 import argparse
+import logging
 import math
 import os
 import tempfile
@@ -26,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # Of Qwen2.5-VL; another model's numbers are given as arguments.
 PATCH_SIZE = 14  # pixels per side
@@ -45,6 +46,17 @@ MAX_PIXELS = 308 * 308
 MAX_ASPECT_RATIO = 200
 
 EXIF_ORIENTATION = 0x0112
+TURNED = {  # what makes a picture of this orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow may take a file for: some of its other readers run programs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 
 Frame = Image.Image | np.ndarray  # an array is uint8 (H, W, 3)
 
@@ -176,13 +188,38 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Returns:
         The same object when there is nothing to do.
     """
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    if (turned := TURNED.get(orientation(image))) is not None:
+        image = image.transpose(turned)
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """How a picture lies by its EXIF data, 1 to 8; 1 (upright) where those are damaged, or there are none."""
+    try:
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # whatever damaged bytes lead to
+        return 1
+
+
+def check_depth(image: Image.Image) -> None:
+    """Refuses a picture of more than 8 bits a channel: Pillow would make it all white or all black.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if image.mode.startswith(("I", "F")):
+        kind = "floating-point" if image.mode.startswith("F") else "16- or 32-bit"
+        raise ValueError(f"holds {kind} grey values: scale them to 8 bits first (0..255)")
+
+
+def open_formats() -> list[str]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -408,7 +445,7 @@ def frame_shape(frame: Frame) -> tuple[int, int]:
     """Height and width of a frame as it is seen, EXIF rotation applied."""
     if isinstance(frame, np.ndarray):
         return frame.shape[0], frame.shape[1]
-    lying = frame.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    lying = orientation(frame) in (5, 6, 7, 8)
     return frame.size if lying else frame.size[::-1]
 
 
@@ -485,12 +522,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # which takes more than one line
+    warnings.simplefilter("ignore")  # Pillow's, about tags that it can't read: more than a line each
+    logging.disable(logging.CRITICAL)
     try:
         shape = frame_shape(_read(args.images[0]))
         size = tuple(args.size) if args.size else automatic_size(*shape, max_pixels=args.max_pixels)
         _check_memory(len(args.images), *size)
-        _check_output(args.output)
+        _check_output(args.output, args.images)
         patches = frames_to_patches((_read(path) for path in args.images), size)
         _write(args.output, patches)
         steps, rows = patches.shape[:2]
@@ -523,18 +561,35 @@ def _read(path: Path) -> Image.Image:
     if not path.is_file():
         raise ValueError(f"{path}: {'expected a picture, found something else' if path.exists() else 'no such file'}")
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=open_formats())
         image.load()
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead to
         raise ValueError(f"{path}: does not decode as a picture ({type(error).__name__}: {error})") from None
+    try:
+        check_depth(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return image
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, inputs: Sequence[Path]) -> None:
+    """That nothing is replaced but a patch image that this script made."""
     if os.path.lexists(path) and not path.is_file():
         raise ValueError(f"{path}: would be replaced, expected a file or nothing")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no directory {path.parent}")
+    if path.exists() and any(path.samefile(image) for image in inputs):
+        raise ValueError(f"{path}: would be replaced, and is one of the pictures; give another name")
+    if path.exists() and not _is_patch_image(path):
+        raise ValueError(f"{path}: would be replaced, and is no patch image; give another name")
+
+
+def _is_patch_image(path: Path) -> bool:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array.dtype == np.uint8 and array.ndim == 4 and array.shape[2:] == (PATCH_PIXELS, CHANNELS)
+    except Exception:  # whatever bytes lead numpy to
+        return False
 
 
 def _write(path: Path, array: np.ndarray) -> None:

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_vision(checkpoint, size)
     if args.generate:
         from qwen_vl_axera.language.chat import load_tokenizer
+        from qwen_vl_axera.language.model import check_language
 
+        check_language(checkpoint)
         load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
     if assumed := checkpoint.config.vision.assumed:
         print(f"note: config.json leaves out {assumed}: taken from transformers' class", file=sys.stderr)

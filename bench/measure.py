@@ -234,7 +234,7 @@ def conditions() -> dict[str, Any]:
         "onnxscript",
         "numpy",
         "pillow",
-        "decord",
+        "av",
     )
     for name in packages:
         try:

@@ -73,6 +73,7 @@ class GraphSpec:
         uint8: takes uint8 (1, S, 392, 3) as the compiled model does, instead of float32 (1, 3, S, 392).
         opset: one of OPSETS.
         probe: one windowed and one full-attention block of the tower, to be built in minutes instead of hours.
+        blocks: those that a probe holds besides, by number.
 
     Raises:
         InputError: a field is none of its choices.
@@ -86,6 +87,7 @@ class GraphSpec:
     uint8: bool = False
     opset: int = OPSET
     probe: bool = False
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self):
         choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "opset": OPSETS}
@@ -100,6 +102,10 @@ class GraphSpec:
         if not isinstance(sides, tuple) or len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
             raise InputError(f"size {sides!r}: expected height and width in pixels")
 
+        numbers = self.blocks
+        if not isinstance(numbers, tuple) or any(type(number) is not int or number < 0 for number in numbers):
+            raise InputError(f"blocks {numbers!r}: expected numbers")
+
     def stem(self, name: str, sized: bool = False) -> str:
         """The file's name without its ending: NAME_vision[_image][_HxW][_probe][_uint8].
 
@@ -112,7 +118,7 @@ class GraphSpec:
 
     def metadata(self) -> dict[str, Any]:
         """The fields as the graph's metadata has them."""
-        return asdict(self) | {"size": list(self.size)}
+        return asdict(self) | {"size": list(self.size), "blocks": list(self.blocks)}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> "GraphSpec":
@@ -125,8 +131,7 @@ class GraphSpec:
         if absent:
             raise InputError(f"the metadata of export.py is missing ({', '.join(absent)})")
         fields = {name: metadata[name] for name in cls.__dataclass_fields__}
-        size = fields["size"]
-        return cls(**fields | {"size": tuple(size) if isinstance(size, list) else size})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def graph_stem(name: str, mode: str, size: tuple[int, int] | None = None) -> str:

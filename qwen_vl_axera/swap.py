@@ -125,24 +125,24 @@ def swap_directories(building: Path, target: Path) -> None:
     if exchange(building, target):
         shutil.rmtree(building, ignore_errors=True)  # now the old one
         return
-    aside = _aside(target)
-    os.rename(target, aside)
+    old = aside(target)
+    os.rename(target, old)
     try:
         os.rename(building, target)
     except BaseException:
         with suppress(OSError):
-            os.rename(aside, target)
+            os.rename(old, target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def repair_swap(target: Path) -> None:
     """Ends what a kill in the middle of `swap_directories` left: the old directory gets its name back, or goes."""
-    aside = _aside(target)
-    if aside.is_dir() and not os.path.lexists(target):
-        os.rename(aside, target)
-    elif aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
+    old = aside(target)
+    if old.is_dir() and not os.path.lexists(target):
+        os.rename(old, target)
+    elif old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -163,5 +163,6 @@ def exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(f"{target.name}.replaced")
+def aside(target: Path) -> Path:
+    """Where the old directory waits for a moment, in `swap_directories`."""
+    return target.with_name(f".{target.name}.replaced")

@@ -15,7 +15,7 @@ from qwen_vl_axera.errors import CheckFailed, InputError
 from tests.conftest import ROOT, run_main
 
 # Everything that takes longer than a moment to import.
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "decord", "torchvision", "qwen_vl_utils", "matplotlib")
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "av", "torchvision", "qwen_vl_utils", "matplotlib")
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in (ROOT, ROOT / "bench", ROOT / "demo")

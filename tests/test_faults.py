@@ -145,7 +145,7 @@ def test_a_file_system_that_exchanges_nothing(tmp_path, monkeypatch):
     swap.swap_directories(building, target)
     assert (target / "name").read_text() == "calib.tmp-1"
     assert os.listdir(tmp_path) == ["calib"]
-    os.rename(target, tmp_path / "calib.replaced")  # killed just then
+    os.rename(target, tmp_path / ".calib.replaced")  # killed just then
     swap.repair_swap(target)
     assert (target / "name").read_text() == "calib.tmp-1"
 

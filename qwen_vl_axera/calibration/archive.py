@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import os
-import re
 import shutil
 import tarfile
 from collections import deque
@@ -22,18 +21,17 @@ from PIL import Image
 
 from preprocess import CHANNELS, PATCH_SIZE, iter_steps, patch_image_to_picture, patches_shape, to_graph_input
 from qwen_vl_axera import progress
-from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample
+from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample, read_manifest
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
 from qwen_vl_axera.doors import kind_of
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import READ_SIZE, write_record
+from qwen_vl_axera.files import READ_SIZE, sha256_file, write_record
 from qwen_vl_axera.memory import check_memory
-from qwen_vl_axera.swap import repair_swap, swap_directories, temporary_directory
+from qwen_vl_axera.swap import aside, repair_swap, swap_directories, temporary_directory
 
 SAMPLE_BYTES = 16 * CHANNELS  # of a pixel in a patch: as bytes and as float32, in the writer's queue, its two frames
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
-SAMPLE_NAME = re.compile(r"sample_\d{5,}\.(npy|png)")
 
 THUMBNAIL = 16  # pixels per side
 # Samples whose thumbnails differ by less than this, on average over 0..255, count as nearly identical. Frames
@@ -90,10 +88,15 @@ def make_calibration_set(
             f"{target}: expected a directory or a link to one, found a link to something else; move it away"
         )
     target = target.resolve() if target.is_symlink() else target
+    check_replaceable(aside(target))
     repair_swap(target)
     check_replaceable(target)
+    for pick in picks:
+        for file in sources[pick.source].files(pick.frames):
+            if Path(file).resolve().parent == target.resolve():
+                raise InputError(f"{file}: lies in {target}, which is replaced: move it to a place of its own")
     check_memory(SAMPLE_BYTES * math.prod(patches_shape(1, size, patch_size)), f"a sample of {size[0]}x{size[1]}")
-    building, lock = temporary_directory(target.parent, f"{target.name}.tmp-")
+    building, lock = temporary_directory(target.parent, f".{target.name}.tmp-")
     try:
         samples, thumbnails = _write_samples(building, sources, picks, size, format, patch_size)
         if not samples:
@@ -173,7 +176,8 @@ def _write_sample(
     encoded.seek(0)
     tar.addfile(member, encoded)
     tar.members.clear()  # tarfile keeps them all for reading back
-    timestamps = None if source.fps is None else [round(index / source.fps, 6) for index in pick.frames]
+    times = source.times(pick.frames)
+    timestamps = None if times is None else [round(time, 6) for time in times]
     return Sample(name, source.files(pick.frames), list(pick.frames), timestamps, digest, changes)
 
 
@@ -268,10 +272,16 @@ def check_replaceable(target: Path) -> None:
         if os.path.lexists(target):
             raise InputError(f"{target}: expected a directory, found {kind_of(os.lstat(target).st_mode)}; move it away")
         return
-    names = sorted(path.name for path in target.iterdir())
-    foreign = [name for name in names if name not in (ARCHIVE, CALIB_MANIFEST) and not SAMPLE_NAME.fullmatch(name)]
-    if foreign:
-        raise InputError(f"{target}: holds {foreign[0]!r}, which is not of a calibration set; move it away")
-    strange = [path for path in sorted(target.iterdir()) if path.is_symlink() or not path.is_file()]
+    files = sorted(target.iterdir())
+    strange = [path for path in files if path.is_symlink() or not path.is_file()]
     if strange:
         raise InputError(f"{strange[0]}: expected a file of a calibration set, found something else; move it away")
+    try:
+        known = {sample.file: sample.sha256 for sample in read_manifest(target).samples} if files else {}
+    except InputError:
+        known = {}
+    for path in files:
+        if path.name in (ARCHIVE, CALIB_MANIFEST) and known:
+            continue
+        if path.name not in known or sha256_file(path) != known[path.name]:
+            raise InputError(f"{target}: holds {path.name!r}, which is not of a calibration set; move it away")

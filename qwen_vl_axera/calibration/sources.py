@@ -17,11 +17,13 @@ from qwen_vl_axera.frames.media import (
     VIDEOS,
     check_input,
     is_picture,
+    left_out,
     list_pictures,
+    natural,
     picture_shape,
     read_picture,
 )
-from qwen_vl_axera.frames.video import VideoStream
+from qwen_vl_axera.frames.video import VideoFile
 from qwen_vl_axera.oracle.record import MADE_BY, Capture, read_capture, read_pixels
 
 Pair = tuple[int, int]  # numbers of the two frames of a step; equal for a still
@@ -48,6 +50,10 @@ class Source:
         """The files that two frames come from."""
         raise NotImplementedError
 
+    def times(self, pair: Pair) -> list[float] | None:
+        """When two frames are shown, in seconds; None where time has no meaning."""
+        return None if self.fps is None else [index / self.fps for index in pair]
+
     def read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Frame, Frame]]:
         """Frames in pairs, rising; a still is the same object twice. Ends early where decoding does."""
         raise NotImplementedError
@@ -57,16 +63,19 @@ class Source:
 class VideoSource(Source):
     """A video file; nothing of it is held open while it is not read."""
 
-    video: VideoStream
+    video: VideoFile
 
     @classmethod
     def open(cls, path: Path) -> "VideoSource":
-        video = VideoStream(path)
+        video = VideoFile(path)
         _check_shape(path, video.shape)
         return cls(video.count, video.fps, video)
 
     def files(self, pair: Pair) -> list[str]:
         return [str(self.video.path)]
+
+    def times(self, pair: Pair) -> list[float]:
+        return [self.video.time(index) for index in pair]
 
     def read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Frame, Frame]]:
         frames = self.video.read([index for pair in pairs for index in sorted(set(pair))])
@@ -135,16 +144,22 @@ def open_inputs(inputs: Sequence[Path]) -> tuple[list[Source], list[str]]:
         check_input(path)
         if path.is_dir():
             found = _open_directory(path)
-            sources += found
             stills = sum(source.count == 1 for source in found)
             notes.append(f"{path}: {len(found) - stills} clips, {stills} stills")
         else:
-            sources.append(PictureSource.open([path]) if is_picture(path) else VideoSource.open(path))
+            found = [PictureSource.open([path]) if is_picture(path) else VideoSource.open(path)]
+        sources += found
+        notes += left_out([file for source in found for file in _paths(source)], path if path.is_dir() else None)
     return sources, notes
 
 
+def _paths(source: Source) -> Sequence[Path]:
+    return source.paths if isinstance(source, PictureSource) else [source.video.path]
+
+
 def _open_directory(directory: Path) -> list[Source]:
-    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files.sort(key=natural)
     videos: list[Source] = [VideoSource.open(path) for path in files if path.suffix.lower() in VIDEOS]
     if videos and not any(is_picture(path) for path in files):
         return videos
@@ -190,7 +205,7 @@ def _recorded_clip(capture: Capture, paths: list[Path]) -> Source:
         return VideoSource.open(paths[0])
     if capture.kind == "frames":
         return PictureSource.open(list_pictures(paths[0]), capture.sample_fps)
-    return PictureSource.open(sorted(paths, key=lambda path: (path.name, path)), capture.sample_fps)
+    return PictureSource.open(paths, capture.sample_fps)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ def model_name(directory: Path) -> str:
     return name
 
 
+def package_place(checkpoint: Path, workdir: Path) -> Path:
+    """OUT where none is given: beside the checkpoint, or in the work directory where that would be the hub's cache."""
+    name = model_name(checkpoint)
+    return Path(f"{checkpoint}-AX650") if name == Path(checkpoint).resolve().name else workdir / f"{name}-AX650"
+
+
 def load_config(checkpoint: Path) -> ModelConfig:
     """Reads `config.json` of a checkpoint directory.
 
@@ -80,7 +86,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     checkpoint = Path(checkpoint)
     path = checkpoint / "config.json"
     if not path.exists() or (checkpoint / ADAPTER).exists():
-        raise InputError(_no_checkpoint(checkpoint))
+        raise InputError(no_checkpoint(checkpoint))
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object")
@@ -102,7 +108,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     )
 
 
-def _no_checkpoint(directory: Path) -> str:
+def no_checkpoint(directory: Path) -> str:
     """What a directory is that is no whole checkpoint, and what to do."""
     if not directory.is_dir():
         hint = ""

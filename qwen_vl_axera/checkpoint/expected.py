@@ -1,7 +1,7 @@
 """The tensors that a Qwen2.5-VL checkpoint consists of, from its configuration alone."""
 
 from qwen_vl_axera.checkpoint.config import ModelConfig, TextConfig
-from qwen_vl_axera.checkpoint.tensors import ORIGINAL, Checkpoint
+from qwen_vl_axera.checkpoint.tensors import ORIGINAL, Checkpoint, read_bytes
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.towers import find_tower
@@ -36,6 +36,21 @@ def check_vision(checkpoint: Checkpoint, size: tuple[int, int] | None = None) ->
     checkpoint.check_shapes(vision_tensors(checkpoint.config))
     if size is not None:
         check_step_memory(checkpoint.config, size)
+
+
+def check_same_tower(checkpoint: Checkpoint, other: Checkpoint) -> None:
+    """That another checkpoint's language model may answer about this one's features: its tower is the same.
+
+    Raises:
+        InputError: a tensor of the tower is missing there, or differs.
+    """
+    if checkpoint.directory == other.directory:
+        return
+    for name in vision_tensors(checkpoint.config):
+        one, two = checkpoint.info(name), other.info(name)
+        pairs = zip(read_bytes(one), read_bytes(two), strict=False)
+        if (one.dtype, one.shape) != (two.dtype, two.shape) or any(left != right for left, right in pairs):
+            raise InputError(f"{other.directory}: its {name} is another than that of {checkpoint.directory}")
 
 
 def check_step_memory(config: ModelConfig, size: tuple[int, int]) -> None:

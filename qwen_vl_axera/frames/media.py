@@ -1,12 +1,14 @@
 """Video file | directory of frames | pictures -> frames.
 
-A video file is sampled as qwen-vl-utils does it and decoded frame by frame while it is read; directories and
-pictures are taken whole, in name order. Nothing is held that is not needed yet.
+A video file is sampled as qwen-vl-utils does it and decoded frame by frame while it is read; directories are taken
+whole, in name order, pictures in the order given. Nothing is held that is not needed yet.
 """
 
 import math
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +24,10 @@ from preprocess import (
     TEMPORAL_PATCH_SIZE,
     automatic_size,
     check_aspect_ratio,
+    check_depth,
     check_size,
     frame_shape,
+    open_formats,
 )
 from qwen_vl_axera.contract import NUM_FRAMES
 from qwen_vl_axera.doors import check_file, open_file
@@ -37,12 +41,10 @@ VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg
 
 # Pillow's own bound is a fixed number; `open_picture` asks how much memory there is.
 Image.MAX_IMAGE_PIXELS = None
-# What Pillow may take a file for: some of its other readers run programs.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+# Of HEIF files, which Pillow does not read, and which look like videos: bytes 4 to 12.
+HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 PIXEL_BYTES = 8  # of a picture while it becomes RGB: four as Pillow holds it, four of the copy
 IN_WORK = TEMPORAL_PATCH_SIZE * ((os.cpu_count() or 1) + 1)  # pictures, in `iter_steps`
-
-ATTEMPTS = 3  # at decoding a frame that is known to decode
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,14 @@ class VideoFrames:
 
     def __iter__(self) -> Iterator[Image.Image]:
         done = 0
-        # decord decodes ahead: on a busy machine it may meet damage behind the last frame too early, and give up.
-        for _ in range(ATTEMPTS):
-            for array in self.video.read(self.indices[done:]):
-                done += 1
-                yield Image.fromarray(array)
-            if done == len(self.indices):
-                return
-        raise InputError(
-            f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
-            "encode it again, or cut it before that frame"
-        )
+        for array in self.video.read(self.indices):
+            done += 1
+            yield Image.fromarray(array)
+        if done < len(self.indices):
+            raise InputError(
+                f"{self.video.path}: frame {self.indices[done]} does not decode, the file is damaged there: "
+                "encode it again, or cut it before that frame"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Clip:
         frames: pictures, readable several times; RGB when they come from a video, any mode otherwise.
         kind: "video", "frames" (a directory) or "images".
         source: the paths as they were given.
-        indices: number of each frame in the video, or in the name order, from 0.
+        indices: number of each frame in the video, or among the pictures, from 0.
         sample_fps: frames per second after sampling.
         shape: height and width of the first frame, EXIF rotation applied.
         notes: what was decided on the way and the user should know; already printed.
@@ -178,8 +177,10 @@ def _check_sampling(num_frames: int | None, fps: float | None) -> None:
 def _load_video(path: Path, num_frames: int | None, fps: float | None) -> Clip:
     video = VideoFile(path)
     notes = []
-    if dropped := video.drop_undecodable():
-        notes.append(f"{path}: holds {video.count + dropped} frames, of which the first {video.count} decode")
+    if video.dropped:
+        notes.append(f"{path}: claims {video.count + video.dropped} frames, of which {video.count} decode")
+    if uneven := video.uneven():
+        notes.append(f"{path}: {uneven}; frames are taken by their number, as if they were even, as qwen-vl-utils does")
     indices, sample_fps = sample_frames(video.count, video.fps, num_frames, fps)
     wanted = num_frames if num_frames or fps else NUM_FRAMES
     if wanted and len(indices) != wanted:
@@ -190,12 +191,12 @@ def _load_video(path: Path, num_frames: int | None, fps: float | None) -> Clip:
 
 def _load_pictures(paths: list[Path], num_frames: int | None, fps: float | None) -> Clip:
     whole_directory = len(paths) == 1 and paths[0].is_dir()
-    files = list_pictures(paths[0]) if whole_directory else sorted(paths, key=lambda path: (path.name, path))
+    files = list_pictures(paths[0]) if whole_directory else paths
     others = [path for path in files if path.is_dir() or not is_picture(path)]
     if others:
         raise InputError(f"{others[0]}: expected one video, one directory, or only pictures, not a mixture")
     shapes = [picture_shape(path) for path in files]
-    notes = []
+    notes = [*left_out(files, paths[0] if whole_directory else None)]
     if num_frames is not None:
         notes.append(f"--num-frames is for video files: all {len(files)} pictures are taken")
     if len(set(shapes)) > 1:
@@ -220,23 +221,57 @@ def check_input(path: Path) -> None:
         is_directory = path.is_dir()
     except ValueError:  # NUL in the name
         is_directory = False
-    if not is_directory:
-        check_file(path)
+    if not is_directory and is_heif(check_file(path)):
+        raise InputError(f"{path}: HEIC and HEIF pictures are not read: convert it to JPEG or PNG")
 
 
 def list_pictures(directory: Path) -> list[Path]:
-    """The pictures in a directory, in name order (as text: write 02, not 2, before 10).
+    """The pictures in a directory, in name order; numbers in names count as numbers: frame2 comes before frame10.
 
     Raises:
         InputError: there are none.
     """
-    files = sorted(path for path in directory.iterdir() if path.suffix.lower() in PICTURES and path.is_file())
-    files = [path for path in files if not path.name.startswith(".")]
+    files = sorted((path for path in _files(directory) if path.suffix.lower() in PICTURES), key=natural)
     if not files:
         raise InputError(
             f"{directory}: no pictures in it ({', '.join(sorted(PICTURES))}); a video is given by its file"
         )
     return files
+
+
+def natural(path: Path) -> list:
+    """A key that sorts names as people do: texts as texts, numbers as numbers."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [[int(part) if number % 2 else part for number, part in enumerate(parts)], path.name]
+
+
+def left_out(taken: Sequence[Path], directory: Path | None = None) -> Iterator[str]:
+    """What is there and not taken, a line each: files of a directory, and further frames of pictures.
+
+    Args:
+        taken: pictures and videos.
+        directory: that they were looked for in.
+    """
+    if directory is not None and (others := [path for path in _files(directory) if path not in set(taken)]):
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
+        heif = "; convert HEIC to JPEG or PNG" if any(map(is_heif, others)) else ""
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        yield f"{directory}: {len(others)} of {len(taken) + len(others)} files are not taken ({counted}){heif}"
+    more = {path: count - 1 for path in taken if is_picture(path) and (count := frame_count(path)) > 1}
+    if more:
+        first = next(iter(more))
+        others = f" and {len(more) - 1} more" if len(more) > 1 else ""
+        yield f"{first}{others}: only the first frame is taken, {sum(more.values())} further ones are not"
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+
+
+def is_heif(path: Path) -> bool:
+    """Whether a file is a HEIF picture, such as phones make."""
+    with open_file(path) as file:
+        return file.read(12)[4:] in HEIF
 
 
 def is_picture(path: Path) -> bool:
@@ -249,6 +284,12 @@ def is_picture(path: Path) -> bool:
             return True
     except InputError:
         return False
+
+
+def frame_count(path: Path) -> int:
+    """How many frames a picture file holds. Previews that cameras put into a JPEG don't count."""
+    with open_picture(path) as image:
+        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
@@ -286,11 +327,13 @@ def open_picture(source: Path | IO[bytes], name: object = None) -> Iterator[Imag
     """
     name = source if name is None else name
     try:
-        Image.init()
         file = open_file(source) if isinstance(source, Path) else source
-        with file, Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        with file, Image.open(file, formats=open_formats()) as image:
             width, height = image.size
             check_memory(PIXEL_BYTES * IN_WORK * width * height, f"{name}: a picture of {height}x{width}")
+            check_depth(image)
+            if image.format == "TIFF":  # which Pillow turns upright when its pixels are read, or before
+                image.load()
             yield image
     except InputError:
         raise

@@ -1,15 +1,15 @@
-"""Video files: a few frames exactly as qwen-vl-utils reads them, or many with little memory.
+"""Video files, decoded by PyAV: the frames that a player shows, a handful of them in memory at a time.
 
-`VideoFile` takes decord, whose pixels are those that qwen-vl-utils hands to the model. decord 0.6 decodes ahead
-without bound on a busy machine, up to the whole file, so `VideoStream`, for reading most of a file, takes PyAV.
+Of ordinary clips the pixels are bit for bit those that qwen-vl-utils reads with decord. Where decord shows something
+else than a player does (it repeats frames that an edit list hides, refuses MPEG transport streams with B-frames, AV1
+and animated GIF, and takes a cover picture for the clip), a player is right.
 """
 
 import math
 import os
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +25,24 @@ CONTAINERS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,gif,mpeg,mpegts,mpegvideo,h264,hevc,asf,ogg,m4v",
     "protocol_whitelist": "file",
 }
+# Containers whose times do not rise with their frames, or have none: frames are counted from the start.
+UNTIMED = {"avi", "h264", "hevc", "m4v", "mpegvideo"}
 FRAME_BYTES = 6  # of a pixel: as it is decoded, and as RGB
-ENTRY_BYTES = 64  # of a frame in a decoder's table
 FRAMES = 16  # that a decoder holds at a time: references, and one per thread
-
 SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
+UNEVEN = 1.5  # a frame that is shown this many times longer than the usual one makes a clip uneven
+NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode or download it again"
 
 
 class VideoFile:
-    """A video for a few frames, spread over it.
+    """A video, its frames numbered from 0 in the order in which they are shown.
 
     Attributes:
         path: the file.
-        count: its frames; decord counts what is in the file, not what the header claims.
+        count: its frames that decode.
+        dropped: those that the file claims and that do not.
         fps: frames per second on average.
-        shape: height and width in pixels.
+        shape: height and width in pixels as it is shown, turned where the file says so.
 
     Raises:
         InputError: it is no file that decodes.
@@ -47,91 +50,105 @@ class VideoFile:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        with _open_container(self.path):  # decord would take any playlist, and follow it
-            pass
-        reader = _open_reader(self.path)
-        self.count, self.fps = len(reader), _checked_fps(self.path, reader.get_avg_fps())
-        self.shape = _shape(self.path, self.read([0]))
+        with self._open() as container:
+            self._stream = _best_stream(self.path, container)
+        with self._open() as container:  # anew: not every container can be wound back
+            stream = container.streams[self._stream]
+            packets = [
+                (packet.pts, packet.is_keyframe)
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard  # an edit list hides it
+            ]
+            self._base = float(stream.time_base)
+            self._timed = container.format.name not in UNTIMED and len({time for time, _ in packets}) == len(packets)
+            rate = stream.average_rate or stream.guessed_rate
+        self._times = sorted(time for time, _ in packets if time is not None)
+        self._timed &= len(self._times) == len(packets)
+        self._number = {time: index for index, time in enumerate(self._times)}
+        self._keys = sorted(self._number[time] for time, is_key in packets if is_key and time is not None)
+        self.count, self.dropped = len(packets), 0
+        first = next(self.read([0]), None)
+        if first is None or next(self.read([self.count - 1]), None) is None:
+            self._count_what_decodes()
+            first = next(self.read([0]), None)
+        if first is None:
+            raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
+        self.shape = first.shape[:2]
+        self.fps = _checked_fps(self.path, float(rate or 0))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Decodes frames one at a time and ends early at the first one that does not decode.
 
         Args:
-            indices: rising frame numbers, counted from 0.
+            indices: rising frame numbers.
 
         Yields:
-            uint8 (H, W, 3), RGB.
+            uint8 (H, W, 3), RGB, upright.
         """
-        from decord import DECORDError
+        with ExitStack() as opened:
+            container = opened.enter_context(self._open())
+            frames, at, frame = self._decode(container), -1, None
+            for wanted in indices:
+                key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys and wanted >= self._keys[0] else 0
+                if key - at > SEEK_FROM:
+                    container.seek(self._times[key], stream=container.streams[self._stream])
+                    frames = self._decode(container)
+                    frame = next(frames, None)
+                    at = key if frame is None else self._number.get(frame.pts, key)
+                    if frame is None or at > wanted:  # some files can't be sought in
+                        container = opened.enter_context(self._open())
+                        frames, at = self._decode(container), -1
+                while at < wanted:
+                    frame = next(frames, None)
+                    if frame is None:
+                        return
+                    at = self._at(frame, at + 1)
+                if at > wanted:  # it did not decode, and the next one came
+                    return
+                yield _upright(frame)
 
-        # A new reader: where a file's index is poor, what a seek finds depends on what was read before.
-        reader = _open_reader(self.path)
-        try:
-            for index in indices:
-                yield reader[int(index)].asnumpy()
-        except (DECORDError, IndexError, StopIteration):
-            return
+    def uneven(self) -> str | None:
+        """Whether frames are shown for different times, in words; None where they are even or nothing says so."""
+        steps = np.diff(self._times) * self._base if self._timed else np.empty(0)
+        if len(steps) < 2 or steps.max() < UNEVEN * np.median(steps):
+            return None
+        return f"frames are {steps.min():.3g} to {steps.max():.3g} s apart"
 
-    def drop_undecodable(self) -> int:
-        """Looks whether the end decodes; when it does not, sets `count` to what does.
+    def time(self, index: int) -> float:
+        """When a frame is shown, in seconds from the first one."""
+        return (self._times[index] - self._times[0]) * self._base if self._timed else index / self.fps
 
-        Returns:
-            How many frames were dropped.
-        """
-        if next(self.read([self.count - 1]), None) is not None:
-            return 0
-        claimed = self.count
-        self.count = sum(1 for _ in self.read(range(claimed)))
-        return claimed - self.count
+    def _at(self, frame, counted: int) -> int:
+        """A frame's number: by its time where that can be trusted, else counted."""
+        return self._number.get(frame.pts, counted) if self._timed else counted
 
-
-class VideoStream:
-    """A video for many frames: a handful of them in memory at a time.
-
-    Attributes: as those of `VideoFile`.
-
-    Raises:
-        InputError: it is no file that decodes.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        with self._open() as container:
-            stream = container.streams.video[0]
-            packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
-            self.fps = _checked_fps(self.path, float(stream.average_rate or 0))
-        self.count = len(packets)
-        # Containers such as AVI know no presentation times: frames are then counted from the start.
-        timed = all(time is not None for time, _ in packets)
-        self._times = sorted(time for time, _ in packets) if timed else []
-        self._number = {time: index for index, time in enumerate(self._times)}
-        self._keys = sorted(self._number[time] for time, is_key in packets if is_key) if timed else []
-        self.shape = _shape(self.path, self.read([0] if self.count else []))
-
-    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """See `VideoFile.read`."""
+    def _decode(self, container) -> Iterator:
+        """The frames from here on; damaged packets are passed over where times tell which frame is missing."""
         from av.error import FFmpegError
 
+        try:
+            for packet in container.demux(container.streams[self._stream]):
+                try:
+                    yield from packet.decode()
+                except FFmpegError:
+                    if not self._timed:
+                        return
+        except FFmpegError:
+            return
+
+    def _count_what_decodes(self) -> None:
+        """Renumbers the frames, those left out that do not decode."""
+        claimed = self.count
         with self._open() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames, at, sought = container.decode(stream), -1, False
-            try:
-                for wanted in indices:
-                    key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys else 0
-                    if key - at > SEEK_FROM:
-                        container.seek(self._times[key], stream=stream)
-                        frames, at, sought = container.decode(stream), key - 1, True
-                    while at < wanted:
-                        frame = next(frames, None)
-                        if frame is None:
-                            return
-                        # Times tell where a seek has led; from there on counting is safer: some files write
-                        # times that do not rise with the frames.
-                        at, sought = self._number.get(frame.pts, at + 1) if sought else at + 1, False
-                    yield frame.to_ndarray(format="rgb24")
-            except FFmpegError:
-                return
+            if self._timed:
+                times = sorted({frame.pts for frame in self._decode(container)} & self._number.keys())
+                keys = {self._times[key] for key in self._keys}
+                self._times, self._number = times, {time: index for index, time in enumerate(times)}
+                self._keys = [index for index, time in enumerate(times) if time in keys]
+                self.count = len(times)
+            else:
+                self.count = sum(1 for _ in self._decode(container))
+        self.dropped = claimed - self.count
 
     def _open(self):
         return _open_container(self.path)
@@ -154,68 +171,59 @@ def _open_container(path: Path):
         # An absolute path is never mistaken for a protocol.
         container = av.open(os.path.abspath(path), options=CONTAINERS)
     except (av.error.FFmpegError, ValueError, OSError):
-        raise InputError(_NO_VIDEO.format(path)) from None
+        raise InputError(NO_VIDEO.format(path)) from None
     try:
-        if not container.streams.video:
-            raise InputError(_NO_VIDEO.format(path))
-        stream = container.streams.video[0]
-        height, width = stream.height or 0, stream.width or 0
-        check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
-        # decord makes a table of as many entries as the header says, and ends the process where it can't.
-        if stream.frames > os.path.getsize(path):
-            raise InputError(f"{path}: {stream.frames} frames in {os.path.getsize(path)} bytes; encode it again")
-        check_memory(ENTRY_BYTES * stream.frames, f"{path}: a table of {stream.frames} frames")
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.thread_type = "AUTO"
+            height, width = stream.height or 0, stream.width or 0
+            check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
+            if stream.frames > os.path.getsize(path):
+                raise InputError(f"{path}: {stream.frames} frames in {os.path.getsize(path)} bytes; encode it again")
     except BaseException:
         container.close()
         raise
     return container
 
 
-def _shape(path: Path, frames: Iterator[np.ndarray]) -> tuple[int, int]:
-    """Height and width of the first frame."""
-    first = next(frames, None)
-    if first is None:
-        raise InputError(f"{path}: no frame of it decodes; check it in a player, or encode it again")
-    return first.shape[:2]
+def _best_stream(path: Path, container) -> int:
+    """The number of the stream to read: of several the one with most frames, then the largest. Covers have one frame.
+
+    Raises:
+        InputError: there is no video in it, or its codec is none that is decoded here.
+    """
+    videos = [stream for stream in container.streams.video if stream.codec_context is not None]
+    if not videos:
+        codecs = {stream.codec.name for stream in container.streams.video if stream.codec is not None}
+        if container.streams.video:
+            raise InputError(f"{path}: its codec {', '.join(codecs) or ''} is not decoded here: encode it as H.264")
+        raise InputError(NO_VIDEO.format(path))
+    if len(videos) == 1:
+        return videos[0].index
+    counts = dict.fromkeys((stream.index for stream in videos), 0)
+    for packet in container.demux(videos):
+        counts[packet.stream.index] += bool(packet.size)
+    return max(videos, key=lambda stream: (counts[stream.index], (stream.height or 0) * (stream.width or 0))).index
+
+
+def _upright(frame) -> np.ndarray:
+    """A frame as a player shows it: uint8 (H, W, 3), turned and mirrored by the file's display matrix."""
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return picture
+    # A point (x, y) is shown at (a·x + c·y, b·x + d·y); whatever is no quarter turn becomes the nearest one.
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32)[:5])
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    picture = picture[:, ::-1] if a < 0 else picture
+    return np.ascontiguousarray(picture[::-1] if d < 0 else picture)
 
 
 def _checked_fps(path: Path, fps: float) -> float:
     if not (math.isfinite(fps) and fps > 0):
         raise InputError(f"{path}: its frame rate is {fps}: encode it again with a constant one")
     return float(fps)
-
-
-_NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode or download it again"
-
-
-def _open_reader(path: Path):
-    try:
-        import decord
-    except ImportError:
-        raise InputError("decord, which decodes video files, is missing: pip install -r requirements.txt") from None
-    decord.logging.set_level(decord.logging.QUIET)
-    # FFmpeg takes what stands before a colon for a protocol; an absolute path is never mistaken.
-    with _quiet_stderr():
-        try:
-            return decord.VideoReader(os.path.abspath(path), ctx=decord.cpu(0))
-        except (RuntimeError, decord.DECORDError):
-            pass
-    raise InputError(_NO_VIDEO.format(path))
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """decord's C++ side writes lines of its own about files that it can't open."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def sample_frames(

@@ -13,7 +13,7 @@ from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, PICTURES, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
+from qwen_vl_axera.oracle.record import check_unchanged, read_capture, read_layout, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +41,6 @@ def export_vision(
     workdir: Path,
     mode: str = "video",
     sizes: Sequence[Size] = (),
-    probe: bool = False,
     **form: Any,
 ) -> list[ExportedGraph]:
     """Writes `NAME_vision*.onnx`, their uint8 twins and `NAME_vision.onnx.data`.
@@ -51,11 +50,10 @@ def export_vision(
         workdir: where the files go and where step 1 left its capture.
         mode: "video" (two frames a step) or "image" (one picture fills both slots; same network).
         sizes: heights and widths in pixels; none: the captured size, or 448x448 for images.
-        probe: writes `NAME_vision*_probe.onnx` and its twin, too.
         form: `input`, `window_mode` and `opset` of the `GraphSpec`s.
 
     Returns:
-        The graphs, float32 input before uint8 input for each size, probes last.
+        The graphs, float32 input before uint8 input for each size.
 
     Raises:
         InputError: no size is known, the capture has another size, or a tensor of the checkpoint is unusable.
@@ -71,7 +69,6 @@ def export_vision(
     layouts = {size: tower.layout(config, size, checkpoint) for size in sizes}
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
-    specs += [replace(spec, probe=True) for spec in specs] * probe
     check_capture(workdir / PICTURES if mode == "image" else workdir, layouts)
     names = {spec: f"{spec.stem(checkpoint.name, sized=len(sizes) > 1)}.onnx" for spec in specs}
     check_shared_data(workdir, checkpoint.name, set(names.values()), floats[0].input)
@@ -179,3 +176,4 @@ def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
                 f"{name}.pth in {workdir} is not what this size gives: transformers {theirs[name].shape}, "
                 f"derived {expected.shape}; run run_video_by_sec.py again, and report it if that does not help"
             )
+    check_unchanged(workdir, capture, *(f"{name}.pth" for name in layout.saved))

@@ -14,7 +14,7 @@ from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Mode
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
-from qwen_vl_axera.checkpoint.config import model_name
+from qwen_vl_axera.checkpoint.config import model_name, package_place
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -89,7 +89,7 @@ class Plan:
     @property
     def package(self) -> Path:
         """OUT."""
-        return self.out or self.checkpoint.with_name(f"{model_name(self.checkpoint)}-AX650")
+        return self.out or package_place(self.checkpoint, self.workdir)
 
 
 class Preflight:

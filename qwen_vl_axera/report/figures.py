@@ -35,19 +35,20 @@ def error_maps(
         fidelity: what the gate measured.
         command: measures again.
     """
-    if not fidelity.graphs:
+    measured = [graph for graph in fidelity.graphs if graph.steps]
+    if not measured:
         return Part(None, "No graph was measured.", command)
-    graph = max(fidelity.graphs, key=lambda graph: (not graph.holds(fidelity.thresholds), "_uint8." in graph.file))
-    shape = capture.grid_thw[0], *capture.token_grid[1:]
+    graph = max(measured, key=lambda graph: (not graph.holds, "_uint8." in graph.file))
+    shape = capture.token_grid
     path = workdir / FIDELITY_TOKENS
     if not path.is_file():
         return Part(None, f"{path.name} is not there yet.", command, absent=True)
     try:
-        tokens = read_token_errors(path, graph, workdir, shape)
+        tokens = read_token_errors(path, graph, fidelity, shape)
     except InputError as error:
         return Part(None, f"{error}.", command)
     exact = np.flatnonzero(~np.isnan(tokens.error_ratio).all((1, 2)))
-    limit = fidelity.thresholds.token_error_ratio
+    limit = fidelity.thresholds.token_ratio
     return Part(
         {
             "file": graph.file,

@@ -15,7 +15,7 @@ from qwen_vl_axera.calibration.archive import count_near, make_calibration_set, 
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.calibration.sources import open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.frames.video import VideoStream
+from qwen_vl_axera.frames.video import VideoFile
 from qwen_vl_axera.preflight.archive import read_archive
 from tests.calibration.calibrate import SIZE, calibrate, expected_patches
 
@@ -125,6 +125,49 @@ def test_files_of_others_are_not_removed(media, tmp_path):
     assert (tmp_path / "calib" / "thesis.txt").read_text() == "the only copy"
 
 
+def test_pictures_named_like_samples_are_not_ours(media, tmp_path):
+    """Only what the manifest knows by its hash is replaced."""
+    (tmp_path / "calib").mkdir()
+    mine = tmp_path / "calib" / "sample_00000.png"
+    mine.write_bytes((media / "x.png").read_bytes())
+    for inputs in (media / "a.mp4", mine):
+        with pytest.raises(InputError, match=r"sample_00000\.png|which is replaced"):
+            calibrate(inputs, workdir=tmp_path)
+    assert mine.read_bytes() == (media / "x.png").read_bytes()
+
+
+def test_a_changed_sample_is_not_ours_and_an_input_is_not_replaced(media, tmp_path):
+    _, calib = calibrate(media / "x.png", workdir=tmp_path, more=["--format", "image"])
+    with pytest.raises(InputError, match="which is replaced: move it"):
+        calibrate(calib / "sample_00000.png", workdir=tmp_path, more=["--format", "image"])
+    (calib / "sample_00000.png").write_bytes((media / "x.png").read_bytes())
+    with pytest.raises(InputError, match=r"holds 'sample_00000\.png', which is not of a calibration set"):
+        calibrate(media / "x.png", workdir=tmp_path)
+
+
+def test_directories_with_names_like_ours_stay(media, tmp_path):
+    for name in ("calib.replaced", "calib.tmp-old", "calib.tmp-12345678"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("the only copy")
+    for _ in range(2):
+        calibrate(media / "a.mp4", workdir=tmp_path)
+    assert len(list(tmp_path.glob("*/thesis.txt"))) == 3
+    (tmp_path / ".calib.replaced").mkdir()
+    (tmp_path / ".calib.replaced" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        calibrate(media / "a.mp4", workdir=tmp_path)
+
+
+def test_the_times_of_an_uneven_clip_are_true(tmp_path):
+    frames = [Image.fromarray(np.full((56, 84, 3), 30 * number, np.uint8)) for number in range(6)]
+    times = [100, 100, 1000, 100, 100, 100]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=times)
+    manifest, _ = calibrate(tmp_path / "clip.gif", workdir=tmp_path)
+    shown = [0, 0.1, 0.2, 1.2, 1.3, 1.4]
+    for sample in manifest["samples"]:
+        assert sample["timestamps"] == pytest.approx([shown[index] for index in sample["frames"]])
+
+
 def test_nearly_identical_samples_are_reported(media, tmp_path, capsys):
     still = tmp_path / "still.mp4"
     with av.open(str(still), "w") as container:
@@ -151,10 +194,8 @@ def test_the_measure_of_likeness():
 
 
 def test_frames_that_do_not_decode_are_left_out(media, tmp_path, capsys, monkeypatch):
-    read = VideoStream.read
-    monkeypatch.setattr(
-        VideoStream, "read", lambda self, indices: read(self, [index for index in indices if index < 20])
-    )
+    read = VideoFile.read
+    monkeypatch.setattr(VideoFile, "read", lambda self, indices: read(self, [index for index in indices if index < 20]))
     manifest, calib = calibrate(media / "a.mp4", media / "x.png", workdir=tmp_path)
     assert "fell on frames that do not decode" in capsys.readouterr().err
     assert manifest["samples"][-1]["source"] == [str(media / "x.png")]
@@ -166,7 +207,7 @@ def test_frames_that_do_not_decode_are_left_out(media, tmp_path, capsys, monkeyp
 def test_nothing_decodes(media, tmp_path, monkeypatch):
     sources, _ = open_inputs([media / "a.mp4"])
     monkeypatch.setattr(
-        VideoStream, "read", lambda self, indices: iter([np.zeros((84, 112, 3), np.uint8)][: len(indices) == 1])
+        VideoFile, "read", lambda self, indices: iter([np.zeros((84, 112, 3), np.uint8)][: len(indices) == 1])
     )
     with pytest.raises(InputError, match="no calibration sample"):
         make_calibration_set(tmp_path, sources, pick_steps(sources, 4), SIZE)

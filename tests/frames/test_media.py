@@ -15,7 +15,7 @@ from PIL import Image
 from preprocess import frames_to_patches
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.frames.media import frame_size, list_pictures, load_clip
-from qwen_vl_axera.frames.video import VideoFile, VideoStream
+from qwen_vl_axera.frames.video import VideoFile
 from tests.conftest import ROOT
 
 HOSTILE = ["a b.mp4", 'it\'s "q".mp4', "-x.mp4", "视频.mp4", "a:b.mp4", "$(x)`y`;z.mp4", "100%d.mp4"]
@@ -102,9 +102,9 @@ def test_a_clip_can_be_read_twice(video):
 
 
 @pytest.mark.parametrize("codec,suffix", [("mpeg4", "mp4"), ("mpeg4", "avi"), ("mjpeg", "avi"), ("mpeg4", "mkv")])
-def test_the_stream_gives_decords_frames(tmp_path, codec, suffix):
+def test_the_frames_are_decords(tmp_path, codec, suffix):
     path = make_video(tmp_path / f"clip.{suffix}", 300, codec=codec)
-    stream, reader = VideoStream(path), decord.VideoReader(str(path))
+    stream, reader = VideoFile(path), decord.VideoReader(str(path))
     assert (stream.count, stream.shape) == (len(reader), (84, 112))
     assert stream.fps == pytest.approx(reader.get_avg_fps())
     frames = [reader.next().asnumpy() for _ in range(len(reader))]
@@ -140,7 +140,7 @@ def test_hostile_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     make_video(Path(name), 8)
     assert len(list(load_clip(Path(name)).frames)) == 8
-    assert VideoStream(Path(name)).count == 8
+    assert VideoFile(Path(name)).count == 8
     Path(name).rename("plain.mp4")
     Path(name).with_suffix("").mkdir()
     Image.new("RGB", (56, 56)).save(Path(name).with_suffix("") / "a.png")
@@ -176,8 +176,8 @@ def test_files_that_do_not_decode(tmp_path, capfd, name):
     assert "\n" not in str(caught.value)
     if path.suffix == ".mp4" and path.exists():
         with pytest.raises(InputError, match="does not decode"):
-            VideoStream(path)
-    assert capfd.readouterr().err == ""  # the decoders have nothing to add
+            VideoFile(path)
+    assert capfd.readouterr().err == ""  # the decoder has nothing to add
 
 
 def test_a_video_whose_end_is_lost(tmp_path, capsys):
@@ -188,13 +188,11 @@ def test_a_video_whose_end_is_lost(tmp_path, capsys):
     start, end = place[70][0], sum(place[-1])
     data[start:end] = bytes(end - start)
     path.write_bytes(data)
-    reader = VideoFile(path)
-    if not reader.drop_undecodable():
-        pytest.skip("this FFmpeg conceals the loss")
+    assert 60 <= VideoFile(path).count < 120
     clip = load_clip(path)
     assert len(list(clip.frames)) == 8
     assert clip.indices[-1] < 119
-    assert "decode" in capsys.readouterr().err
+    assert "claims 120 frames, of which" in capsys.readouterr().err
 
 
 def test_a_damaged_middle(tmp_path, monkeypatch):
@@ -206,21 +204,22 @@ def test_a_damaged_middle(tmp_path, monkeypatch):
         list(clip.frames)
 
 
-def test_a_directory_in_name_order(tmp_path):
+def test_a_directory_in_name_order(tmp_path, capsys):
     for name in ("10.png", "02.PNG", "1.jpg", ".hidden.png", "notes.txt"):
         Image.new("RGB", (60, 56), (len(name) * 9, 0, 0)).save(tmp_path / name, "PNG")
-    assert [path.name for path in list_pictures(tmp_path)] == ["02.PNG", "1.jpg", "10.png"]
+    assert [path.name for path in list_pictures(tmp_path)] == ["1.jpg", "02.PNG", "10.png"]
     clip = load_clip(tmp_path, fps=4.0)
     assert (clip.kind, clip.indices, clip.sample_fps, clip.shape) == ("frames", (0, 1, 2), 4.0, (56, 60))
     assert (clip.sample_fps, clip.source) == (4.0, (tmp_path,))
     assert frames_to_patches(clip.frames, (56, 56)).shape == (2, 16, 392, 3)
+    assert "1 of 4 files are not taken (1 .txt)" in capsys.readouterr().err
 
 
 def test_pictures(tmp_path, capsys):
     for name, size in (("b.png", (60, 90)), ("a.png", (90, 60)), ("c.png", (300, 300))):
         Image.new("RGB", size).save(tmp_path / name)
     clip = load_clip([tmp_path / "b.png", tmp_path / "a.png", tmp_path / "c.png"])
-    assert (clip.kind, clip.shape, clip.sample_fps) == ("images", (60, 90), 1.0)
+    assert (clip.kind, clip.shape, clip.sample_fps) == ("images", (90, 60), 1.0)
     assert "resized to the size that fits the first" in capsys.readouterr().err
     assert len(load_clip([tmp_path / "c.png"], num_frames=8).indices) == 1
     assert "all 1 pictures are taken" in capsys.readouterr().err
@@ -254,21 +253,22 @@ def test_pictures_that_can_not_be_used(tmp_path, video, what):
         list(load_clip(paths).frames)
 
 
-def test_times_are_trusted_at_key_frames_only(tmp_path):
+def test_where_times_do_not_tell_frames_are_counted(tmp_path):
     """Some AVI files write times that do not rise with their frames."""
-    stream = VideoStream(make_video(tmp_path / "clip.mkv", 200))
+    stream = VideoFile(make_video(tmp_path / "clip.mkv", 200))
     indices = [0, 7, 150, 161, 199]
     expected = list(stream.read(indices))
     keys = {time: number for time, number in stream._number.items() if number in stream._keys}
     stream._number = {time: 199 - number for time, number in stream._number.items()} | keys
+    stream._timed = False
     assert all(np.array_equal(a, b) for a, b in zip(stream.read(indices), expected, strict=True))
 
 
 def test_closing_streams_early_never_hangs():
     """A decoding thread that logs must not wait for the thread that closes the file."""
     code = (
-        "import sys; from qwen_vl_axera.frames.video import VideoStream\n"
-        "for _ in range(100): next(VideoStream(sys.argv[1]).read([3]))"
+        "import sys; from qwen_vl_axera.frames.video import VideoFile\n"
+        "for _ in range(100): next(VideoFile(sys.argv[1]).read([3]))"
     )
     clip = str(ROOT / "assets" / "demo.mp4")  # H.264: decoded in threads
     done = subprocess.run([sys.executable, "-c", code, clip], cwd=ROOT, timeout=120, capture_output=True)
@@ -276,15 +276,147 @@ def test_closing_streams_early_never_hangs():
 
 
 def test_importing_it_is_cheap():
-    code = "import sys, qwen_vl_axera.frames.media; sys.exit(bool({'torch', 'decord', 'av'} & set(sys.modules)))"
+    code = "import sys, qwen_vl_axera.frames.media; sys.exit(bool({'torch', 'av'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_a_video_of_more_frames_than_bytes(tmp_path):
-    """decord makes a table of what the header says, and ends the process where it can't."""
     data = bytearray((ROOT / "assets" / "demo.mp4").read_bytes())
     times = data.find(b"stts")
     data[times + 12 : times + 16] = (2**31 - 1).to_bytes(4, "big")
     (tmp_path / "many.mp4").write_bytes(data)
     with pytest.raises(InputError, match=r"many\.mp4: 2147483647 frames in \d+ bytes"):
         load_clip([tmp_path / "many.mp4"])
+
+
+def test_a_turned_clip_is_upright(tmp_path):
+    """Phones store a display matrix; capture and calibration see what a player shows, as decord does."""
+    path = make_video(tmp_path / "clip.mp4", 8)
+    plain = list(VideoFile(path).read(range(8)))
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 4 + 40  # of version 0: the matrix, nine big-endian numbers
+    quarter = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+    for degrees, (a, b, c, d) in quarter.items():
+        numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+        matrix = b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+        turned = tmp_path / f"{degrees}.mp4"
+        turned.write_bytes(data[:at] + matrix + data[at + 36 :])
+        clip = load_clip(turned)
+        expected = [np.rot90(frame, -degrees // 90) for frame in plain]
+        assert clip.shape == expected[0].shape[:2]
+        assert all(np.array_equal(frame, other) for frame, other in zip(clip.frames, expected, strict=True))
+        reader = decord.VideoReader(str(turned))
+        assert all(np.array_equal(reader[i].asnumpy(), expected[i]) for i in range(8))
+    mirror = [-1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]
+    matrix = b"".join(number.to_bytes(4, "big", signed=True) for number in mirror)
+    (tmp_path / "mirrored.mp4").write_bytes(data[:at] + matrix + data[at + 36 :])
+    (frame,) = VideoFile(tmp_path / "mirrored.mp4").read([3])
+    assert np.array_equal(frame, plain[3][:, ::-1])
+
+
+def test_a_clip_that_begins_inside_a_group_of_pictures(tmp_path, capsys):
+    """Cut without encoding it again: what comes before the first key frame does not decode."""
+    whole, cut = make_video(tmp_path / "whole.mp4", 60, codec="libx264", gop=20), tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][7:]
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    video = VideoFile(cut)
+    frames = list(video.read(range(video.count)))
+    assert 40 <= len(frames) == video.count < 53 and video.dropped
+    expected = list(VideoFile(whole).read(range(60)))[-video.count :]
+    assert all(np.array_equal(a, b) for a, b in zip(frames, expected, strict=True))
+    assert len(list(load_clip(cut).frames)) == 8
+    assert f"of which {video.count} decode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "mov"])
+def test_frames_are_the_same_in_every_container(tmp_path, suffix):
+    """With B-frames, and far enough apart to be sought."""
+    path = make_video(tmp_path / f"clip.{suffix}", 240, codec="libx264", gop=40)
+    video = VideoFile(path)
+    assert (video.count, video.dropped) == (240, 0) and video.fps == pytest.approx(10, rel=0.01)
+    whole = list(video.read(range(240)))
+    for indices in ([0, 239], [100, 101, 230], range(5, 240, 70)):
+        assert all(np.array_equal(a, whole[i]) for a, i in zip(video.read(indices), indices, strict=True))
+
+
+def test_an_animated_gif(tmp_path):
+    frames = [Image.new("RGB", (80, 60), (40 * number, 0, 0)) for number in range(6)]
+    times = [100, 100, 1000, 100, 100, 100]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=times)
+    video = VideoFile(tmp_path / "a.gif")
+    assert (video.count, video.shape) == (6, (60, 80))
+    assert [round(video.time(index), 2) for index in range(6)] == [0, 0.1, 0.2, 1.2, 1.3, 1.4]
+    assert "0.1 to 1 s apart" in video.uneven()
+    assert len(list(load_clip(tmp_path / "a.gif").frames)) == 6
+
+
+def test_a_cover_picture_is_not_the_clip(tmp_path):
+    clip = make_video(tmp_path / "clip.mp4", 16)
+    cover, both = make_video(tmp_path / "cover.avi", 1, size=(200, 200), codec="mjpeg"), tmp_path / "both.mkv"
+    with av.open(str(cover)) as first, av.open(str(clip)) as second, av.open(str(both), "w") as target:
+        streams = [target.add_stream_from_template(source.streams.video[0]) for source in (first, second)]
+        for source, stream in zip((first, second), streams, strict=True):
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    assert (VideoFile(both).count, VideoFile(both).shape) == (16, (84, 112))
+
+
+@pytest.mark.parametrize("width", [2, 14, 24, 30])
+def test_narrow_clips(tmp_path, width):
+    path = make_video(tmp_path / "clip.mp4", 4, size=(84, width))
+    assert load_clip(path).shape == (84, width)
+
+
+def test_numbers_in_names_count_as_numbers(tmp_path):
+    for number in range(1, 13):
+        Image.new("RGB", (56, 56)).save(tmp_path / f"frame{number}.png")
+    assert [path.stem for path in list_pictures(tmp_path)] == [f"frame{number}" for number in range(1, 13)]
+
+
+def test_pictures_keep_the_order_in_which_they_are_given(tmp_path):
+    names = ["c.png", "a.png", "b.png"]
+    for shade, name in enumerate(names):
+        Image.new("RGB", (56, 56), (shade, 0, 0)).save(tmp_path / name)
+    clip = load_clip([tmp_path / name for name in names])
+    assert [frame.getpixel((0, 0))[0] for frame in clip.frames] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_and_jpeg_are_turned_once(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.linear_gradient("L").resize((160, 120)).convert("RGB")
+    picture.save(tmp_path / "a.tif", exif=exif)
+    picture.save(tmp_path / "a.png", exif=exif)
+    one, other = (load_clip(tmp_path / name) for name in ("a.tif", "a.png"))
+    assert one.shape == other.shape == ((120, 160) if orientation < 5 else (160, 120))
+    assert np.array_equal(*(frames_to_patches(clip.frames, (112, 112)) for clip in (one, other)))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("I", "a.tif"), ("F", "a.tif"), ("I;16", "a.tif")])
+def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode, name):
+    Image.new(mode, (56, 56), 1).save(tmp_path / name)
+    with pytest.raises(InputError, match="scale them to 8 bits first"):
+        load_clip(tmp_path / name)
+
+
+def test_heif_is_named(tmp_path):
+    data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
+    for name in ("a.HEIC", "b.heif", "c", "d.mp4"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match="not read: convert it to JPEG or PNG"):
+            load_clip(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
+def test_further_frames_of_a_picture_are_counted(tmp_path, name, capsys):
+    frames = [Image.new("RGB", (56, 56), (40 * number, 0, 0)) for number in range(6)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    assert len(load_clip(tmp_path / name).indices) == 1
+    assert "only the first frame is taken, 5 further ones are not" in capsys.readouterr().err

@@ -280,3 +280,26 @@ def test_patches_can_be_put_together_again(height, width, count):
     np.testing.assert_array_equal(again[:count], frames)
     if count % 2:
         np.testing.assert_array_equal(again[count], frames[-1])
+
+
+def test_the_script_replaces_nothing_but_a_patch_image(run_script, tmp_path):
+    picture, output = tmp_path / "a.png", tmp_path / "pixels.npy"
+    Image.new("RGB", (56, 56)).save(picture)
+    for _ in range(2):  # its own is replaced
+        assert run_script("preprocess.py", picture, "--output", output).returncode == 0
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    np.save(tmp_path / "other.npy", np.zeros((2, 3), np.uint8))
+    for name, words in (("model.safetensors", "no patch image"), ("other.npy", "no patch image"), ("a.png", "one of")):
+        before = (tmp_path / name).read_bytes()
+        done = run_script("preprocess.py", picture, "--output", tmp_path / name)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and words in done.stderr
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_the_script_opens_known_formats_only(run_script, tmp_path):
+    """Pillow would start Ghostscript for this one."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 56 56\nshowpage\n")
+    Image.new("I;16", (56, 56)).save(tmp_path / "b.png")
+    for name, words in (("a.png", "does not decode as a picture"), ("b.png", "scale them to 8 bits first")):
+        done = run_script("preprocess.py", tmp_path / name, "--output", tmp_path / "x.npy")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and words in done.stderr

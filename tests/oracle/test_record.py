@@ -79,6 +79,29 @@ def test_values_that_are_not_finite_are_refused(workdir, name, value):
         read_all(workdir)
 
 
+@pytest.mark.parametrize("name", ["pixels.npy", "vit_out.npy", "vit_exact.npy"])
+def test_a_file_of_another_capture_is_refused(workdir, name):
+    values = np.load(workdir / name)
+    np.save(workdir / name, values[..., ::-1])
+    with pytest.raises(InputError, match=rf"about other files \({name} has changed\): run run_video_by_sec\.py again"):
+        read_all(workdir)
+
+
+def test_a_capture_that_names_no_files_is_refused(workdir):
+    raw = json.loads((workdir / "capture.json").read_text())
+    del raw["made_from"]
+    (workdir / "capture.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"does not say what it was made from\): run run_video_by_sec\.py again"):
+        read_all(workdir)
+
+
+def test_a_layout_of_another_capture_is_refused(tiny, workdir):
+    path = workdir / "rotary_pos_emb.pth"
+    torch.save(torch.load(path, weights_only=True) * (1 + 1e-7), path)
+    with pytest.raises(InputError, match=r"rotary_pos_emb\.pth has changed"):
+        export_vision(tiny, workdir)
+
+
 @pytest.mark.parametrize("name", ["rotary_pos_emb", "rotary_pos_emb all"])
 def test_angles_that_are_not_finite_are_refused(tiny, workdir, name):
     path = workdir / "rotary_pos_emb.pth"

@@ -239,7 +239,8 @@ class VisionTower(nn.Module):
             "dense": everything,
         }[spec.window_mode]
         kinds = {number in config.fullatt_block_indexes: number for number in reversed(range(config.depth))}
-        self.numbers = sorted(kinds.values()) if spec.probe else range(config.depth)  # a probe has the first of each
+        # A probe has the first of each kind, and those asked for.
+        self.numbers = sorted({*kinds.values(), *spec.blocks}) if spec.probe else range(config.depth)
         form = FoldedAttention if spec.window_mode in ("folded", "unrolled") else GroupAttention
         self.patch_embed = PatchEmbed(config, bias=spec.input == "pixels")
         self.rotary = Rotary(layout)
