@@ -14,7 +14,11 @@ from qwen_vl_axera.compiler.tool import VARIABLE
 from qwen_vl_axera.contract import WINDOW_MODES
 from qwen_vl_axera.graph.files import load_graph, read_metadata
 from qwen_vl_axera.made_from import stale
+from qwen_vl_axera.probe.measured import find_trace
 from qwen_vl_axera.probe.record import read_probe
+from qwen_vl_axera.quantization.estimate import CLOCK, basis, seconds
+from qwen_vl_axera.quantization.network import Network
+from qwen_vl_axera.quantization.plan import uniform
 from tests.conftest import ROOT, run_main
 from tests.talking import capture_and_export
 
@@ -230,3 +234,26 @@ def test_without_a_compiler(probe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     code, _, err, _ = probe()
     assert code == 2 and "PULSAR2" in err
+
+
+def test_the_trace_of_a_probe_serves_estimates_of_time(probe, capsys):
+    probe()
+    found, chosen = find_trace("tiny", probe.workdir), read_probe(probe.workdir).chosen
+    assert (found.source, found.span, found.kinds) == (
+        "probe.json",
+        chosen.build.profile.span,
+        chosen.build.profile.kinds,
+    )
+    low, high = seconds(found.network, found.plan, found)
+    assert low == high == pytest.approx(found.span / CLOCK)
+    whole = Network(probe.workdir / "tiny_vision.onnx")
+    assert "probe.json" in basis(whole, found) and seconds(whole, uniform(whole, "U16"), found)[0] > low
+    config = probe.workdir / "probe" / f"{chosen.form}-given" / "config.json"
+    config.write_text("{")
+    assert find_trace("tiny", probe.workdir) is None
+    assert "no trace is used" in capsys.readouterr().err
+    (probe.workdir / "pixels.npy").write_bytes(b"another clip")
+    assert find_trace("tiny", probe.workdir) is None
+    assert "pixels.npy has changed" in capsys.readouterr().err
+    (probe.workdir / "probe.json").unlink()
+    assert (find_trace("tiny", probe.workdir), capsys.readouterr().err) == (None, "")
