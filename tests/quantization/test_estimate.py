@@ -61,6 +61,9 @@ def test_8_bits_take_what_the_figures_say(tower, side, gemms, everything):
     low, high = milliseconds(network, plan)
     conversions = 1e3 * loads(network, plan)["RequantizeLinear"] * 0.9 / 3 / 0.95e9
     assert low == NEAR(gemms[0], rel=0.01)
+    reference, products = REFERENCES[f"{side}x{side}"], loads(network, plan, 2.5)
+    slower = (products["Gemm"] + products["MatMul"]) * reference.seconds / reference.macs
+    assert 1e3 * slower == NEAR({308: 161, 448: 366}[side], rel=0.01)  # products alone at 2.5 times the rate
     # What moves into linear layers has 8 bits: a little less than the rest at 16.
     assert 0.96 * gemms[1] < high - conversions <= gemms[1]
     if side == 308:  # of a layer's four inputs, 484 x (3 x 1280 + 3420) values

@@ -14,6 +14,8 @@ import get_calib
 import preflight
 import preview_quantization
 from qwen_vl_axera.compiler.schema import load_config
+from qwen_vl_axera.graph.files import load_graph
+from qwen_vl_axera.graph.operators import statistics
 from tests.conftest import ROOT, run_main
 from tests.quantization.conftest import SIZE, write_frames
 
@@ -70,6 +72,10 @@ def test_the_search_finds_the_spiky_layer_and_writes_a_recipe(run, massive, caps
     assert any("massive tokens" in entry["finding"] for entry in report["census"]["findings"])
 
     settings = settings_of(massive.workdir)
+    # One meaning of the share at 8 bits: of all products of the graph, attention's as well.
+    share = sum(entry["macs"] for entry in report["search"]["sensitivity"]) / report["search"]["macs"]
+    assert settings["linear layers at 8 bits"]["mac8"] == pytest.approx(share, abs=1e-12) and share < 1
+    assert statistics(load_graph(massive.graph))["multiplications"] == report["search"]["macs"]
     floor = report["floor"]
     assert settings["all at 8 bits"]["mean_token_cosine"] < 0.9
     for figure in ("mean_token_cosine", "centred_cosine"):
