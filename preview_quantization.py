@@ -59,17 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
+    from qwen_vl_axera.probe.measured import find_trace
     from qwen_vl_axera.quantization.preview import Request, preview
     from qwen_vl_axera.quantization.table import table
 
+    checkpoint, workdir = Checkpoint(args.ckpt), cli.existing_workdir(args.workdir)
     request = Request(
-        Checkpoint(args.ckpt),
-        cli.existing_workdir(args.workdir),
+        checkpoint,
+        workdir,
         configs=args.config,
         evaluate=args.evaluate,
         unfused=args.unfused,
         search=args.search,
         target_loss=args.target_loss,
+        trace=find_trace(checkpoint.name, workdir, args.unfused),
         prompts=args.prompt if args.generate else (),
         max_new_tokens=args.max_new_tokens,
         dtype=args.dtype,

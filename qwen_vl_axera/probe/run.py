@@ -183,7 +183,7 @@ def attempt(
         part: of it, that the probe holds.
     """
     graph, uint8 = graphs
-    place = trial.workdir / PLACE / f"{form}-{recipe.replace(' ', '-')}"
+    place = attempt_place(trial.workdir, form, recipe)
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / "config.json", part)
     model = load_graph(graph)
@@ -205,6 +205,11 @@ def attempt(
         error = str(failure)
         seconds = time.monotonic() - start if build is None else seconds
     return Attempt(form, recipe, str(config), len(model.graph.node), round(seconds, 1), compared, build, error)
+
+
+def attempt_place(workdir: Path, form: str, recipe: str) -> Path:
+    """Where an attempt's build leaves its output, and its `config.json`."""
+    return workdir / PLACE / f"{form}-{recipe.replace(' ', '-')}"
 
 
 def write_probe(checkpoint: Checkpoint, workdir: Path, spec: GraphSpec) -> tuple[Path, Path]:

@@ -31,8 +31,9 @@ def advice(workdir: Path) -> str | None:
     low, high = mixed.relative_time
     loss = max(found.loss(mixed), 0)
     return (
-        f"QUANTIZE=mixed would compute {mixed.mac8:.1%} of the products with 8-bit activations, in an estimated "
-        f"{low:.2f} to {high:.2f} of the time, for {loss:.4f} of a token's cosine (simulated: {QUANTIZATION})"
+        f"QUANTIZE=mixed would do {mixed.mac8:.1%} of the multiply-accumulates with 8-bit activations, in an estimated "
+        f"{low:.2f} to {high:.2f} of the time, for {loss:.4f} of a token's cosine (simulated; {QUANTIZATION} says "
+        "what that rests on)"
     )
 
 

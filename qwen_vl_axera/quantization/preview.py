@@ -15,7 +15,7 @@ from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
 from qwen_vl_axera.quantization import samples as sampling
 from qwen_vl_axera.quantization.census import Census, findings
-from qwen_vl_axera.quantization.estimate import estimate
+from qwen_vl_axera.quantization.estimate import Trace, basis, estimate
 from qwen_vl_axera.quantization.execution import WeightStore
 from qwen_vl_axera.quantization.fusion import FUSIONS
 from qwen_vl_axera.quantization.losses import loss_over_clips
@@ -62,6 +62,7 @@ class Request:
         unfused: which of FUSIONS the compiler is assumed not to make.
         search: whether to look for the best mix.
         target_loss: of the search.
+        trace: of a build, for the estimate of time; None: public reports.
         prompts: questions to answer with quantised features; none: numbers only.
         max_new_tokens, dtype, device: of the answers.
     """
@@ -73,6 +74,7 @@ class Request:
     unfused: Sequence[str] = ()
     search: bool = False
     target_loss: float = TARGET_LOSS
+    trace: Trace | None = None
     prompts: Sequence[str] = field(default=())
     max_new_tokens: int = 128
     dtype: str = "bfloat16"
@@ -118,6 +120,7 @@ def preview(request: Request) -> dict[str, Any]:
         "calibration": {"archive": f"{CALIB}/{ARCHIVE}", "samples": len(samples)},
         "evaluation": sampling.describe(clips) | {"simulated_steps": len(steps)},
         "floor": floor,
+        "time": basis(network, request.trace),
         "settings": [],
     }
     if request.search:
@@ -137,18 +140,20 @@ def preview(request: Request) -> dict[str, Any]:
             notes.append(
                 f"no mix stays within {request.target_loss:g} of the floor: all linear layers are back at 16 bits"
             )
-        plans[MIXED] = (outcome.layer_configs, outcome.plan)
+        write_json(workdir / MIXED_CONFIG, mixed_config(CONFIGS[spec.input], outcome.layer_configs))
+        # Read again: what is written is what is simulated, with what there is to note.
+        plans[MIXED] = (outcome.layer_configs, read_plan(network, load_config(workdir / MIXED_CONFIG)))
         report["search"] = {
             "target_loss": request.target_loss,
             "reached": outcome.reached,
             "wide": outcome.wide,
             "sensitivity": outcome.sensitivity,
+            "macs": sum(map(network.macs, network.operators)),
         }
-        write_json(workdir / MIXED_CONFIG, mixed_config(CONFIGS[spec.input], outcome.layer_configs))
     features = {}
     for name, (layer_configs, plan) in plans.items():
         entry, result = simulation.setting(name, plan, layer_configs)
-        relative = estimate(network, plan)
+        relative = estimate(network, plan, request.trace)
         report["settings"].append(entry | {"relative_time": [relative.low, relative.high]})
         features[name] = result.tokens
         if request.search and name == MIXED and judges:
@@ -197,9 +202,9 @@ def _layer_configs(config: BuildConfig) -> list[dict[str, Any]]:
 
 
 def mixed_config(recipe: Path, layer_configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The vendor's recipe with other layer_configs."""
+    """The vendor's recipe with other layer_configs, and without smooth quantisation, which is not simulated."""
     config = read_json(recipe)
-    config["quant"]["layer_configs"] = layer_configs
+    config["quant"] |= {"layer_configs": layer_configs, "enable_smooth_quant": False}
     return config
 
 

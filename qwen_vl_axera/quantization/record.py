@@ -61,10 +61,10 @@ class Setting:
     Attributes:
         name: of the setting.
         config: `quant.layer_configs`; None: weights in S8 and nothing else.
-        mac8: share of multiply-accumulates with 8-bit activations.
+        mac8: share of all multiply-accumulates, of linear layers and attention, with 8-bit activations.
         border_bytes: of one step, written in another width than that of the operator that writes them.
         notes: what the configuration says and the compiler is believed not to do.
-        relative_time: estimated bounds, relative to all at 16 bits.
+        relative_time: estimated bounds, relative to all at 16 bits; `Quantization.time` says from what.
     """
 
     name: Text
@@ -166,6 +166,7 @@ class Searched:
         reached: whether it does by the frames that chose it, and by those that judged it the upper bound.
         wide: the Gemms at 16 bits.
         sensitivity: every group of layers, the costliest first.
+        macs: multiply-accumulates of a step, of linear layers and attention.
         judged: on other clips; None: all clips were needed to choose.
     """
 
@@ -173,6 +174,7 @@ class Searched:
     reached: bool
     wide: list[Text]
     sensitivity: list[Sensitivity]
+    macs: Positive
     judged: Judged | None = None
 
 
@@ -189,6 +191,7 @@ class Quantization:
         settings: the vendor's recipe, those given, and some to compare with.
         census: of the activations.
         notes: what to know about this run.
+        time: what the estimates of time rest on.
         search: with --search.
         text: with --generate: [{"clip", "prompt", "answers": {setting: {"text", "equal"}}}].
     """
@@ -201,8 +204,15 @@ class Quantization:
     settings: list[Setting]
     census: CensusFound
     notes: list[Text]
+    time: Text | None = None
     search: Searched | None = None
     text: list[dict[str, Any]] | None = None
+
+    @property
+    def setting_notes(self) -> list[str]:
+        """The notes of each setting with its name, those of the mix first."""
+        ordered = sorted(self.settings, key=lambda setting: setting.name != MIXED)
+        return [f"{setting.name}: {note}" for setting in ordered for note in setting.notes]
 
     @property
     def mixed(self) -> Setting | None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from qwen_vl_axera.quantization.record import MIXED
+
 HEADER = ("setting", "8-bit MACs", "mean", "lowest", "centred", "rel. error", "re-typed", "clipped", "time (est.)")
 
 
@@ -24,14 +26,16 @@ def table(report: dict[str, Any]) -> str:
                 f"mixed on {len(judged['clips'])} clips that did not choose it: loss {judged['loss']:.4f}, with other "
                 f"clips {judged['low']:.4f} to {judged['high']:.4f} (90 %); the target is {found['target_loss']:g}"
             )
-    lines += [f"note: {note}" for note in dict.fromkeys([*report["notes"], *_notes(report)])]
+    lines.append(f"time: an estimate {report['time']}")
+    lines += [f"note: {note}" for note in dict.fromkeys([*_notes(report), *report["notes"]])]
     for entry in report.get("text", ()):
         lines += [entry["prompt"], *(f"  {name:<24} {said['text']}" for name, said in entry["answers"].items())]
     return "\n".join(lines)
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    return [f"{entry['name']}: {note}" for entry in report["settings"] for note in entry["notes"]]
+    ordered = sorted(report["settings"], key=lambda entry: entry["name"] != MIXED)
+    return [f"{entry['name']}: {note}" for entry in ordered for note in entry["notes"]]
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -102,6 +102,7 @@ def _chapter(
         "size": spec.size,
         "calibration": _checked(Calibrated, found.calibration, "calibration"),
         "judged": judged,
+        "time": found.time,
         "clips": clipped(judged.clips, MOST_LINES),
         "rows": clipped([found.floor, *found.settings], MOST_ROWS),
         "settings": settings,
@@ -110,7 +111,7 @@ def _chapter(
         "search": found.search and sensitivity_chart(found.search) | {"reached": reached(found)},
         "maps": token_maps(settings, spec, _frames(judged, spec, clip)) if judged.simulated_steps else None,
         "findings": clipped(found.census.findings, MOST_LINES),
-        "notes": clipped(list(dict.fromkeys([*found.notes, *_setting_notes(found.settings)])), MOST_LINES),
+        "notes": clipped(list(dict.fromkeys([*found.setting_notes, *found.notes])), MOST_LINES),
         "assumptions": found.assumptions,
         "text": None if found.text is None else answers(_checked(list[Question], found.text, "text")),
         "mixed": found.mixed,
@@ -159,7 +160,7 @@ def sensitivity_chart(search: Searched) -> dict[str, Any]:
     """The layers by what a token loses when they alone have 8 bits, the most harmful first."""
     groups = sorted(search.sensitivity, key=lambda group: -group.damage)
     largest = max((group.damage for group in groups), default=0.0)
-    macs, wide = sum(group.macs for group in groups), set(search.wide)
+    wide = set(search.wide)
     return {
         "target": search.target_loss,
         "wide": clipped(search.wide, MOST_LINES),
@@ -168,7 +169,7 @@ def sensitivity_chart(search: Searched) -> dict[str, Any]:
                 "name": group_name(group.layers),
                 "damage": group.damage,
                 "width": 100 * max(group.damage, 0) / largest if largest > 0 else 0,
-                "share": group.macs / macs,
+                "share": group.macs / search.macs,
                 "wide": bool(wide.intersection(group.layers)),
             }
             for group in groups[:MOST_LAYERS]
@@ -259,10 +260,6 @@ def answers(questions: Sequence[Question]) -> dict[str, Any]:
         "differing": clipped([row for row in rows if row["differing"].shown], MOST_LINES),
         "kept": clipped([row for row in rows if not row["differing"].shown], MOST_LINES),
     }
-
-
-def _setting_notes(settings: Sequence[Setting]) -> list[str]:
-    return [f"{entry.name}: {note}" for entry in settings for note in entry.notes]
 
 
 def _checked(kind: type[T], value: Any, name: str) -> T:

@@ -142,7 +142,7 @@ def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
         )
     elif mixed and mixed.mac8 is not None:
         loss = max(preview["loss"], 0)
-        share = f"{mixed.mac8:.1%} of the products at 8 bits"
+        share = f"{mixed.mac8:.1%} of the multiply–accumulates at 8 bits"
         yield Finding(
             "ok", f"Simulated: mixed precision has {share} and loses {loss:.4f} of a token’s cosine.", "preview"
         )

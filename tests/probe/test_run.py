@@ -10,11 +10,17 @@ import pytest
 
 import get_calib
 import probe_build
+from qwen_vl_axera.compiled.record import AxmodelFidelity
 from qwen_vl_axera.compiler.tool import VARIABLE
 from qwen_vl_axera.contract import WINDOW_MODES
+from qwen_vl_axera.files import plain, write_record
 from qwen_vl_axera.graph.files import load_graph, read_metadata
-from qwen_vl_axera.made_from import stale
+from qwen_vl_axera.made_from import made_from, stale
+from qwen_vl_axera.probe.measured import find_trace
 from qwen_vl_axera.probe.record import read_probe
+from qwen_vl_axera.quantization.estimate import CLOCK, basis, seconds
+from qwen_vl_axera.quantization.network import Network
+from qwen_vl_axera.quantization.plan import uniform
 from tests.conftest import ROOT, run_main
 from tests.talking import capture_and_export
 
@@ -230,3 +236,43 @@ def test_without_a_compiler(probe, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     code, _, err, _ = probe()
     assert code == 2 and "PULSAR2" in err
+
+
+def test_the_trace_of_a_probe_serves_estimates_of_time(probe, capsys):
+    probe()
+    found, chosen = find_trace("tiny", probe.workdir), read_probe(probe.workdir).chosen
+    assert (found.source, found.span, found.kinds) == (
+        "probe.json",
+        chosen.build.profile.span,
+        chosen.build.profile.kinds,
+    )
+    low, high = seconds(found.network, found.plan, found)
+    assert low == high == pytest.approx(found.span / CLOCK)
+    whole = Network(probe.workdir / "tiny_vision.onnx")
+    assert "probe.json" in basis(whole, found) and seconds(whole, uniform(whole, "U16"), found)[0] > low
+    config = probe.workdir / "probe" / f"{chosen.form}-given" / "config.json"
+    config.write_text("{")
+    assert find_trace("tiny", probe.workdir) is None
+    assert "no trace is used" in capsys.readouterr().err
+    (probe.workdir / "pixels.npy").write_bytes(b"another clip")
+    assert find_trace("tiny", probe.workdir) is None
+    assert "pixels.npy has changed" in capsys.readouterr().err
+    (probe.workdir / "probe.json").unlink()
+    assert (find_trace("tiny", probe.workdir), capsys.readouterr().err) == (None, "")
+
+
+def test_the_trace_of_a_whole_build_comes_first(probe):
+    probe()
+    chosen = read_probe(probe.workdir).chosen
+    graph, config = probe.workdir / "tiny_vision.onnx", probe.workdir / "mine.json"
+    shutil.copyfile(ROOT / "config_video.json", config)
+    about = made_from([graph, config], probe.workdir)
+    fidelity = {"passed": True, "accepted": False, "graphs": [], "made_from": about, "build": plain(chosen.build)}
+    write_record(probe.workdir / "axmodel_fidelity.json", AxmodelFidelity, fidelity)
+    found = find_trace("tiny", probe.workdir)
+    assert found.source == "axmodel_fidelity.json" and found.network.path == graph
+    assert set(found.plan.types.values()) == {"U16"}
+    assert seconds(found.network, found.plan, found)[0] == pytest.approx(found.span / CLOCK)
+    fidelity["build"]["profile"] = None  # built without npu_perf: the probe's is there
+    write_record(probe.workdir / "axmodel_fidelity.json", AxmodelFidelity, fidelity)
+    assert find_trace("tiny", probe.workdir).source == "probe.json"

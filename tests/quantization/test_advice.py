@@ -50,7 +50,7 @@ def test_what_the_mix_would_buy(tmp_path, capsys):
     write(tmp_path, REPORT)
     code, out, _ = run_main(advice.main, capsys, "--workdir", tmp_path)
     assert code == 0
-    assert "98.2% of the products" in out
+    assert "98.2% of the multiply-accumulates" in out
     assert "0.35 to 0.60 of the time, for 0.0025" in out
 
 

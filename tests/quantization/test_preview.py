@@ -14,6 +14,8 @@ import get_calib
 import preflight
 import preview_quantization
 from qwen_vl_axera.compiler.schema import load_config
+from qwen_vl_axera.graph.files import load_graph
+from qwen_vl_axera.graph.operators import statistics
 from tests.conftest import ROOT, run_main
 from tests.quantization.conftest import SIZE, write_frames
 
@@ -70,6 +72,10 @@ def test_the_search_finds_the_spiky_layer_and_writes_a_recipe(run, massive, caps
     assert any("massive tokens" in entry["finding"] for entry in report["census"]["findings"])
 
     settings = settings_of(massive.workdir)
+    # One meaning of the share at 8 bits: of all products of the graph, attention's as well.
+    share = sum(entry["macs"] for entry in report["search"]["sensitivity"]) / report["search"]["macs"]
+    assert settings["linear layers at 8 bits"]["mac8"] == pytest.approx(share, abs=1e-12) and share < 1
+    assert statistics(load_graph(massive.graph))["multiplications"] == report["search"]["macs"]
     floor = report["floor"]
     assert settings["all at 8 bits"]["mean_token_cosine"] < 0.9
     for figure in ("mean_token_cosine", "centred_cosine"):
@@ -80,7 +86,9 @@ def test_the_search_finds_the_spiky_layer_and_writes_a_recipe(run, massive, caps
 
     # The recipe is one that the compiler's schema and preflight accept, and means what was simulated.
     recipe = massive.workdir / "config_video_mixed.json"
-    load_config(recipe)
+    assert load_config(ROOT / "config_video.json").quant.enable_smooth_quant
+    assert not load_config(recipe).quant.enable_smooth_quant  # it was simulated without
+    assert settings["vendor"]["notes"] and not settings["mixed"]["notes"]
     _, checks, _ = run_main(
         preflight.main, capsys, massive.checkpoint, "--workdir", massive.workdir, "--config", recipe, "--json"
     )
@@ -109,7 +117,8 @@ def test_the_report_holds_what_was_promised(run, demo):
     vendor, *_, eight = report["settings"]
     assert (vendor["mac8"], eight["mac8"]) == (0, 1)
     assert vendor["relative_time"] == [1, 1]
-    assert eight["relative_time"][1] < 1
+    assert 1 / 3 <= eight["relative_time"][0] < eight["relative_time"][1] <= 1
+    assert "371 ms at 308x308" in report["time"]
     # The demo model stands 8 bits.
     assert eight["mean_token_cosine"] > 0.999
 
@@ -210,3 +219,13 @@ def test_clipping_is_reported(run, copy, capsys):
     assert code == 0
     assert clipped["share"] > 0.001
     assert all(share > 0.001 for share in clipped["worst"].values())
+
+
+def test_the_notes_of_the_mix_come_first(run, copy):
+    config = json.loads((ROOT / "config_video.json").read_text())
+    (copy.workdir / "config_video_mixed.json").write_text(json.dumps(config))
+    code, out, _ = run(case=copy)
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert code == 0
+    assert notes[:2] == [f"note: {name}: quant.enable_smooth_quant is not simulated" for name in ("mixed", "vendor")]
+    assert "time: an estimate relative to all at 16 bits" in out
