@@ -240,9 +240,8 @@ def verify(
         model = load_graph(graph)
         check_data(model, graph)
         files += data_files(model, graph)
-    about = made_from(
-        dict.fromkeys(files), report.parent
-    )  # before they are used: what changes meanwhile makes the record stale
+    # Before they are used: whatever changes meanwhile makes the record stale.
+    about = made_from(dict.fromkeys(files), report.parent)
     runs = judge_graphs(graphs, judge, checkpoint)
     text: list[Answer] = []
     if questions and runs[0].usable:

@@ -1,9 +1,7 @@
 """The report of a comparison, for the screen."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from qwen_vl_axera.fidelity.metrics import within
 from qwen_vl_axera.fidelity.record import Fidelity, Figures, Graph
 from qwen_vl_axera.language.record import Answer
 
@@ -45,19 +43,6 @@ def ratios(graph: Graph, report: Fidelity) -> str:
     )
     same = f"; the same nodes, weights and values as {graph.same_as}" if graph.same_as else ""
     return f"{' · '.join(parts)}; 1 = as exact as transformers{same}"
-
-
-def table(report: dict[str, Any]) -> str:
-    """A report that is judged by thresholds, for the screen: a row for each graph and step."""
-    rows = [HEAD]
-    for graph in report["graphs"]:
-        for number, figures in enumerate(graph["steps"]):
-            verdict = "ok" if within(figures, graph["thresholds"]) else "FAILED"
-            rows.append((*cells(graph["file"], number, Figures(**figures)), verdict))
-    limits = ", ".join(
-        f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}" for name, limit in report["thresholds"].items()
-    )
-    return "\n".join([*columns(rows), f"thresholds: {limits}"])
 
 
 def cells(file: str, step: int, figures: Figures) -> tuple[str, ...]:

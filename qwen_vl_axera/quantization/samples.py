@@ -182,6 +182,20 @@ def check_disjoint(samples: CalibrationSamples, clips: Sequence[EvaluationClip])
     return notes
 
 
+def check_apart(choosing: Sequence[EvaluationClip], judging: Sequence[EvaluationClip]) -> None:
+    """Makes sure that no frame chooses a mix and judges it: by file, and by pixels.
+
+    Raises:
+        InputError: a frame is in both.
+    """
+    files = {file for clip in choosing for file, _ in clip.frames}
+    seen = {digest for clip in choosing for step in clip.pixels for digest in frame_digests(step)}
+    for clip in judging:
+        same = {file for file, _ in clip.frames} & files
+        if same or any(digest in seen for step in clip.pixels for digest in frame_digests(step)):
+            raise InputError(f"{clip.name}: is given twice, and would judge what it has chosen; give another clip")
+
+
 def frame_digests(patches: np.ndarray) -> list[bytes]:
     """A digest of each frame of a step, uint8 (S, 392, 3)."""
     slots = patches.reshape(len(patches), TEMPORAL_PATCH_SIZE, -1)

@@ -79,7 +79,7 @@ PARTS = {
     "one group of windows in one step": (6, np.s_[1, 24:], "window_ratio"),
     "just under half of the tokens": (8, np.s_[:, 1:24:2], "most_ratio"),
     "one token in nine": (8, np.s_[:, ::9], "most_ratio"),
-    "one token": (2000, np.s_[1, 17], "token_ratio"),
+    "one token": (180, np.s_[1, 17], "token_ratio"),
 }
 
 

@@ -364,7 +364,7 @@ def test_checks_and_steps_decide_the_verdict(workdir, tiny, status, word):
         (["{tmp}/none"], "none"),
         (["{ckpt}", "--workdir", "{tmp}/none"], "no such directory"),
         (["{ckpt}", "--workdir", "{tmp}", "--preflight", "{tmp}/none.json"], "no such file"),
-        (["{ckpt}", "--workdir", "{tmp}", "--output", "{ckpt}/report.html"], "this is the checkpoint itself"),
+        (["{ckpt}", "--workdir", "{tmp}", "--output", "{ckpt}/report.html"], "within the checkpoint"),
         (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/capture.json"], "ends in .html"),
         (["{ckpt}", "--workdir", "{tmp}", "--output", "{tmp}/none/report.html"], "there is no directory"),
     ],
