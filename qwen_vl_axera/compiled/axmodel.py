@@ -19,7 +19,7 @@ import numpy as np
 
 from qwen_vl_axera import cli
 from qwen_vl_axera.compiled.build import read_build
-from qwen_vl_axera.compiled.record import AxmodelFidelity, CompiledModel, CompiledStep, Limits
+from qwen_vl_axera.compiled.record import LARGEST_ERROR, AxmodelFidelity, CompiledModel, CompiledStep, Limits
 from qwen_vl_axera.compiler.schema import load_config
 from qwen_vl_axera.contract import (
     AXMODEL_FIDELITY,
@@ -41,7 +41,7 @@ from qwen_vl_axera.oracle.record import read_capture, read_pixels
 LEAST_GROWTH = 0.01  # of a predicted loss of cosine
 # A token's error, relative to its size, is sqrt(1/c^2 - 1) where rounding turned it by an angle of cosine c. A cosine
 # does not see a wrong scale: the error may be somewhat larger than that, and never as large as the token.
-ERROR_GROWTH, LARGEST_ERROR = 1.25, 0.7
+ERROR_GROWTH = 1.25
 NAMED = 8  # files in a message
 
 

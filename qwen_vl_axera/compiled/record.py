@@ -9,6 +9,7 @@ from qwen_vl_axera.files import plain, read_record
 from qwen_vl_axera.record import Amount, Count, Sha256, Text, record
 
 Status = Literal["ok", "warning", "failed", "not known"]
+LARGEST_ERROR = 0.7  # of a token relative to its size: no limit is wider, whatever a preview predicts
 MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED", "not known": "not known"}
 
 
@@ -185,6 +186,10 @@ class CompiledModel:
     thresholds: Limits
     source: Text
     steps: list[CompiledStep]
+
+    def __post_init__(self) -> None:
+        if not self.thresholds.get("token_error", LARGEST_ERROR + 1) <= LARGEST_ERROR:
+            raise ValueError(f"thresholds: expected a token_error of {LARGEST_ERROR} at most")
 
     def keeps(self, step: CompiledStep) -> bool:
         """Whether a step keeps every limit."""

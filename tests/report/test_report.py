@@ -262,7 +262,8 @@ def test_text_and_compiled_model_are_shown(workdir, tiny):
     change(workdir / "fidelity.json", lambda fidelity: fidelity["text"].extend([answer, differs]))
     figures = {"max_abs": 0.5, "mean_abs": 0.1, "max_abs_relative": 0.2, "cosine": 0.97, "min_token_cosine": 0.91}
     figures["token_error"] = 0.3
-    graph = {"file": "tiny_vision.axmodel", "thresholds": {"cosine": 0.98}, "source": "a test", "steps": [figures] * 4}
+    limits = {"cosine": 0.98, "token_error": 0.5}
+    graph = {"file": "tiny_vision.axmodel", "thresholds": limits, "source": "a test", "steps": [figures] * 4}
     about = made_from([workdir / "pixels.npy"], workdir)
     compiled = {"passed": True, "accepted": False, "graphs": [graph], "made_from": about}
     write_record(workdir / "axmodel_fidelity.json", AxmodelFidelity, compiled)
@@ -270,6 +271,13 @@ def test_text_and_compiled_model_are_shown(workdir, tiny):
     assert "the same 3 tokens" in page.text and "一只猫" in page.text and "一只狗" in page.text
     assert "first at token 2: transformers “左” (probability 0.500), ONNX “右” (probability 0.250)" in page.text
     assert worst["text"] == "failed" and worst["axmodel"] == "failed" and "0.97000" in page.text
+
+    def widen(record):
+        record["graphs"][0]["thresholds"] = {"cosine": 0.0, "token_error": 1e12}
+
+    change(workdir / "axmodel_fidelity.json", widen)
+    page, worst = report(tiny, workdir)
+    assert worst["axmodel"] == "warning" and "keeps every limit" not in page.text
 
 
 def test_an_empty_work_directory_names_the_commands(tiny, tmp_path):
