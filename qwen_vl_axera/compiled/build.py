@@ -15,12 +15,12 @@ from qwen_vl_axera.compiled.edges import EDGES, Edges, read_edges
 from qwen_vl_axera.compiled.log import LOG, Log, read_log
 from qwen_vl_axera.compiled.quantized import CONSTANT, QUANTIZED, Quantized, read_quantized
 from qwen_vl_axera.compiled.record import Build, Finding, Fusion, Profile
-from qwen_vl_axera.compiled.selectors import judge_selectors, read_widths
+from qwen_vl_axera.compiled.selectors import BITS, judge_selectors, read_widths
 from qwen_vl_axera.compiled.table import TABLE, read_table
 from qwen_vl_axera.compiled.trace import FUSED, TRACES, read_trace
 from qwen_vl_axera.compiler.schema import BuildConfig
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.graph.operators import statistics
+from qwen_vl_axera.graph.operators import PASSIVE, statistics
 from qwen_vl_axera.quantization.fusion import PATTERNS, fuse_nodes
 
 T = TypeVar("T")
@@ -78,9 +78,15 @@ def read_build(directory: Path, config: BuildConfig, model: onnx.ModelProto) -> 
     for name in filter(FUSED.match, edges.reads if edges else ()):
         read = frozenset(edges.widths[tensor] for tensor in edges.reads[name] if tensor in edges.widths)
         by_type.setdefault(FUSED.sub(r"\1", name)[:60], Counter())[_words(read)] += 1
+    judged = judge_selectors(config, graph, names, widths)
+    read = {word for kind, row in by_type.items() if kind not in PASSIVE for key in row for word in key.split("/")}
+    for wanted in sorted({one.data_type for one in judged if one.selected and not one.seen}):
+        if read - {"not known"} and str(BITS.get(wanted)) not in read:  # whatever the operators are called
+            text = f"no operator is known to read {wanted}, which layer_configs ask for: the entry may have no effect"
+            findings.append(Finding("precision", "warning", text))
     return Build(
         findings,
-        judge_selectors(config, graph, names, widths),
+        judged,
         len(graph.node),
         len(kept),
         {kind: dict(row) for kind, row in sorted(by_type.items())},

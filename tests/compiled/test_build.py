@@ -120,6 +120,20 @@ def test_an_entry_fails_only_where_nodes_are_known_to_have_another_width(directo
     assert words in found.lines()[-1] and found.sound
 
 
+def test_an_entry_whose_nodes_were_renamed_and_whose_width_nothing_has(tmp_path):
+    """Whatever the nodes are called now: where nothing has 8 bits, an entry that asks for them had no effect."""
+    for widths, expected in ((dict.fromkeys(MIX, 16), ["precision"]), (MIX | {"mm": 8}, [])):
+        place = write_build(tmp_path / str(len(expected)), widths)
+
+        text = (place / QUANTIZED).read_text()
+        (place / QUANTIZED).write_text(text.replace('"fc"', '"op_9:onnx.One"').replace('"last"', '"op_9:onnx.Two"'))
+        found = build(place, GEMM)
+        warned = [finding for finding in found.findings if finding.status == "warning"]
+        assert found.selectors[0].status == "not known" and found.sound and found.precision == "not known"
+        assert [finding.part for finding in warned] == expected
+        assert all("no operator is known to read U8" in finding.detail for finding in warned)
+
+
 def test_an_entry_that_others_win_over_is_none_without_effect(directory):
     """The search's own fallback: all Gemms back at 16 bits still writes the entry for their type."""
     found = build(directory, {"op_types": ["Gemm"], "data_type": "U16"}, {"layer_names": ["fc", "last"]} | U8)
