@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,13 +90,10 @@ class VideoFile:
             container = opened.enter_context(self._open())
             frames, at, frame = self._decode(container), -1, None
             for wanted in indices:
-                key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys and wanted >= self._keys[0] else 0
-                if key - at > SEEK_FROM:
-                    container.seek(self._times[key], stream=container.streams[self._stream])
-                    frames = self._decode(container)
-                    frame = next(frames, None)
-                    at = key if frame is None else self._number.get(frame.pts, key)
-                    if frame is None or at > wanted:  # some files can't be sought in
+                key = bisect_right(self._keys, wanted) - 1
+                if key >= 0 and self._keys[key] - at > SEEK_FROM:
+                    frames, at, frame = self._seek(container, key, wanted)
+                    if frame is None:  # some files can't be sought in
                         container = opened.enter_context(self._open())
                         frames, at = self._decode(container), -1
                 while at < wanted:
@@ -106,6 +104,20 @@ class VideoFile:
                 if at > wanted:  # it did not decode, and the next one came
                     return
                 yield _upright(frame)
+
+    def _seek(self, container, key: int, wanted: int) -> tuple[Iterator, int, Any]:
+        """Goes to the key frame of number `key`, or to the one before: transport streams lead a few frames too far.
+
+        Returns:
+            The frames from there on without the first one, its number, and itself; None where there is no way.
+        """
+        for target in self._keys[max(0, key - 1) : key + 1][::-1]:
+            container.seek(self._times[target], stream=container.streams[self._stream])
+            frames = self._decode(container, from_key=True)
+            frame = next(frames, None)
+            if frame is not None and (at := self._number.get(frame.pts, wanted + 1)) <= wanted:
+                return frames, at, frame
+        return iter(()), -1, None
 
     def uneven(self) -> str | None:
         """Whether frames are shown for different times, in words; None where they are even or nothing says so."""
@@ -122,12 +134,18 @@ class VideoFile:
         """A frame's number: by its time where that can be trusted, else counted."""
         return self._number.get(frame.pts, counted) if self._timed else counted
 
-    def _decode(self, container) -> Iterator:
-        """The frames from here on; damaged packets are passed over where times tell which frame is missing."""
+    def _decode(self, container, from_key: bool = False) -> Iterator:
+        """The frames from here, or from the next key frame on.
+
+        Damaged packets are passed over where times tell which frame is missing.
+        """
         from av.error import FFmpegError
 
         try:
             for packet in container.demux(container.streams[self._stream]):
+                if from_key and not packet.is_keyframe:
+                    continue
+                from_key = False
                 try:
                     yield from packet.decode()
                 except FFmpegError:
