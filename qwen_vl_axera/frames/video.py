@@ -32,6 +32,7 @@ FRAME_BYTES = 6  # of a pixel: as it is decoded, and as RGB
 FRAMES = 16  # that a decoder holds at a time: references, and one per thread
 SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
 UNEVEN = 1.5  # a frame that is shown this many times longer than the usual one makes a clip uneven
+HOLES = 64 << 20  # bytes without data: fewer are read through, more of them where they are half of the file refused
 NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode or download it again"
 
 
@@ -57,7 +58,7 @@ class VideoFile:
             stream = container.streams[self._stream]
             packets = [
                 (packet.pts, packet.is_keyframe)
-                for packet in container.demux(stream)
+                for packet in _packets(container, stream)
                 if packet.size and not packet.is_discard  # an edit list hides it
             ]
             self._base = float(stream.time_base)
@@ -141,18 +142,15 @@ class VideoFile:
         """
         from av.error import FFmpegError
 
-        try:
-            for packet in container.demux(container.streams[self._stream]):
-                if from_key and not packet.is_keyframe:
-                    continue
-                from_key = False
-                try:
-                    yield from packet.decode()
-                except FFmpegError:
-                    if not self._timed:
-                        return
-        except FFmpegError:
-            return
+        for packet in _packets(container, container.streams[self._stream]):
+            if from_key and not packet.is_keyframe:
+                continue
+            from_key = False
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                if not self._timed:
+                    return
 
     def _count_what_decodes(self) -> None:
         """Renumbers the frames, those left out that do not decode."""
@@ -180,7 +178,10 @@ def _open_container(path: Path):
     """
     import av
 
-    check_file(path)
+    status = os.stat(check_file(path))
+    holes = status.st_size - 512 * status.st_blocks
+    if status.st_blocks and holes > max(HOLES, status.st_size // 2):
+        raise InputError(f"{path}: {holes / 1e9:.1f} GB of it are holes without data; download or copy it whole")
     # PyAV's own log callback takes the interpreter's lock, for which a decoding thread and the thread that
     # closes the file wait for each other; FFmpeg's needs none. -8 is FFmpeg's "quiet".
     av.logging.restore_default_callback()
@@ -196,12 +197,24 @@ def _open_container(path: Path):
                 stream.thread_type = "AUTO"
             height, width = stream.height or 0, stream.width or 0
             check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
-            if stream.frames > os.path.getsize(path):
-                raise InputError(f"{path}: {stream.frames} frames in {os.path.getsize(path)} bytes; encode it again")
+            if stream.frames > status.st_size:
+                raise InputError(f"{path}: {stream.frames} frames in {status.st_size} bytes; encode it again")
     except BaseException:
         container.close()
         raise
     return container
+
+
+def _packets(container, *streams) -> Iterator:
+    """The packets of streams, as far as the file can be read, and an empty one that ends the decoding."""
+    import av
+
+    try:
+        yield from container.demux(*streams)
+    except av.error.FFmpegError:
+        end = av.Packet()
+        end.stream = streams[0]
+        yield end
 
 
 def _best_stream(path: Path, container) -> int:
@@ -219,7 +232,7 @@ def _best_stream(path: Path, container) -> int:
     if len(videos) == 1:
         return videos[0].index
     counts = dict.fromkeys((stream.index for stream in videos), 0)
-    for packet in container.demux(videos):
+    for packet in _packets(container, *videos):
         counts[packet.stream.index] += bool(packet.size)
     return max(videos, key=lambda stream: (counts[stream.index], (stream.height or 0) * (stream.width or 0))).index
 

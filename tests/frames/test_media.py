@@ -21,14 +21,16 @@ from tests.conftest import ROOT
 HOSTILE = ["a b.mp4", 'it\'s "q".mp4', "-x.mp4", "视频.mp4", "a:b.mp4", "$(x)`y`;z.mp4", "100%d.mp4"]
 
 
-def make_video(path: Path, count: int = 30, size=(84, 112), rate=10, codec: str = "mpeg4", gop: int = 12, bframes: int = 0) -> Path:
+def make_video(
+    path: Path, count: int = 30, size=(84, 112), rate=10, codec: str = "mpeg4", gop: int = 12, bframes: int = 0
+) -> Path:
     """A video whose frames differ, keyed every `gop` frames."""
     random = np.random.default_rng(count)
     ground = random.integers(0, 200, (size[0] // 4 + 1, size[1] // 4 + 1, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     with av.open(os.path.abspath(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options={"g": str(gop)})
         stream.height, stream.width = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
         stream.codec_context.max_b_frames = bframes
         for number in range(count):
             frame = np.roll(ground, 3 * number, axis=1)[: size[0], : size[1]].copy()
@@ -345,6 +347,22 @@ def test_frames_are_the_same_in_every_container(tmp_path, suffix, codec):
     whole = list(video.read(range(240)))
     for indices in ([0, 239], [100, 101, 230], range(5, 240, 70)):
         assert all(np.array_equal(a, whole[i]) for a, i in zip(video.read(indices), indices, strict=True))
+
+
+def test_a_transport_stream_that_ends_in_nothing(tmp_path):
+    """As a download that was stopped leaves it, its place reserved: FFmpeg gives up looking for more."""
+    path = make_video(tmp_path / "clip.ts", 60, codec="libx264")
+    path.write_bytes(path.read_bytes() + bytes(1 << 20))
+    assert VideoFile(path).count >= 59
+    assert len(list(load_clip(path).frames)) == 8
+
+
+@pytest.mark.parametrize("suffix", ["ts", "avi", "mkv", "mp4", "gif"])
+def test_holes_are_not_searched(tmp_path, suffix):
+    path = make_video(tmp_path / f"clip.{suffix}", 8, codec="gif" if suffix == "gif" else "mpeg4")
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match="GB of it are holes"):
+        load_clip(path)
 
 
 def test_an_animated_gif(tmp_path):
