@@ -357,6 +357,33 @@ def test_a_transport_stream_that_ends_in_nothing(tmp_path):
     assert len(list(load_clip(path).frames)) == 8
 
 
+def test_frames_that_an_edit_list_hides(tmp_path):
+    """A trimmed clip: frames of the first half second are in the file, for decoding, and a player shows them not."""
+    path = make_video(tmp_path / "clip.mp4", 16)
+    whole = list(VideoFile(path).read(range(16)))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # version 0, one entry: its length, and where it begins in the track's own time
+    with av.open(str(path)) as container:
+        unit = container.streams.video[0].time_base
+    data[at + 4 : at + 8] = int(Fraction(1, 2) / unit).to_bytes(4, "big")
+    path.write_bytes(data)
+    video = VideoFile(path)
+    frames = list(video.read(range(video.count)))
+    assert (len(frames), video.dropped) == (11, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(frames, whole[5:], strict=True))
+    assert video.time(10) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="11 frames, ask for at most 10"):
+        load_clip(path, num_frames=16)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_av1(tmp_path, suffix):
+    if not {"libsvtav1", "libdav1d"} <= av.codecs_available:
+        pytest.skip("this PyAV comes without AV1")
+    video = VideoFile(make_video(tmp_path / f"clip.{suffix}", 16, codec="libsvtav1"))
+    assert (video.count, video.dropped, len(list(video.read(range(16))))) == (16, 0, 16)
+
+
 @pytest.mark.parametrize("suffix", ["ts", "avi", "mkv", "mp4", "gif"])
 def test_holes_are_not_searched(tmp_path, suffix):
     path = make_video(tmp_path / f"clip.{suffix}", 8, codec="gif" if suffix == "gif" else "mpeg4")
@@ -421,7 +448,9 @@ def test_tiff_and_jpeg_are_turned_once(tmp_path, orientation):
     assert np.array_equal(*(frames_to_patches(clip.frames, (112, 112)) for clip in (one, other)))
 
 
-@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("I", "a.tif"), ("F", "a.tif"), ("I;16", "a.tif")])
+@pytest.mark.parametrize(
+    ("mode", "name"), [("I;16", "a.png"), ("I", "a.tif"), ("F", "a.tif"), ("I;16", "a.tif"), ("F", "a.pfm")]
+)
 def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode, name):
     Image.new(mode, (56, 56), 1).save(tmp_path / name)
     with pytest.raises(InputError, match="scale them to 8 bits first"):
@@ -434,6 +463,19 @@ def test_heif_is_named(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match="not read: convert it to JPEG or PNG"):
             load_clip(tmp_path / name)
+
+
+def test_a_directory_of_heif_is_named(tmp_path):
+    data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
+    for name in ("a.HEIC", "b.heic"):
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match="convert its 2 HEIC files to JPEG or PNG"):
+        load_clip(tmp_path)
+    Image.new("RGB", (56, 56)).save(tmp_path / "c.png")
+    assert "2 of 3 files are not taken" in load_clip(tmp_path).notes[0]
+    (tmp_path / "d.jpg").write_bytes(data)  # as phones and converters misname them
+    with pytest.raises(InputError, match=r"d\.jpg: HEIC and HEIF pictures are not read: convert it to JPEG or PNG"):
+        load_clip(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])
