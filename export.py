@@ -1,15 +1,14 @@
 """Step 2: export the vision tower, one temporal step at a fixed size, to ONNX.
 
     python export.py CKPT {video,image} [--size H W]... [--opset 17]
-                     [--window-mode grouped|folded|unrolled|dense] [--input pixels|normalized] [--probe]
+                     [--window-mode grouped|folded|unrolled|dense] [--input pixels|normalized]
                      [--workdir DIR]
 
 Reads:  CKPT (config.json and the vision weights, one tensor at a time), and what run_video_by_sec.py saved:
         rotary angles and windows are derived anew and compared with transformers'.
 Writes: NAME_vision.onnx for Pulsar2, NAME_vision_uint8.onnx (the same network as the compiled model takes
         it), and NAME_vision.onnx.data with the weights of both. With several --size: NAME_vision_HxW.onnx.
-        `image` writes NAME_vision_image.onnx (448x448 by default) over the same data file. `--probe` adds
-        NAME_vision_probe.onnx: two blocks of the tower, for a first build of minutes (see probe_build.py).
+        `image` writes NAME_vision_image.onnx (448x448 by default) over the same data file.
 """
 
 import sys
@@ -30,7 +29,7 @@ def build_parser():
         action="append",
         default=[],
         metavar=("H", "W"),
-        help="pixels, multiples of 28; may be repeated (default: the captured size; image: 448 448)",
+        help="pixels, multiples of 28 (Qwen3-VL: 32); may be repeated (default: the captured size; image: 448 448)",
     )
     parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET)
     parser.add_argument(
@@ -46,7 +45,6 @@ def build_parser():
         default=INPUTS[0],
         help="what the float input holds: 0..255, normalisation folded in (default), or normalised values",
     )
-    parser.add_argument("--probe", action="store_true", help="also write a graph of two blocks for a first build")
     cli.add_workdir(parser)
     return parser
 
@@ -62,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = cli.existing_workdir(args.workdir)
     sizes = [tuple(size) for size in args.size]
     form = {"opset": args.opset, "window_mode": args.window_mode, "input": args.input}
-    graphs = export_vision(checkpoint, workdir, args.mode, sizes, args.probe, **form)
+    graphs = export_vision(checkpoint, workdir, args.mode, sizes, **form)
     for graph in graphs:
-        cli.warn(misreading(graph.spec.size) if not graph.spec.uint8 else None)
+        cli.warn(misreading(graph.spec.size, checkpoint.config.vision.factor) if not graph.spec.uint8 else None)
         (height, width), figures = graph.spec.size, graph.statistics
         print(
             f"{graph.path}: {height}x{width}, {figures['nodes']} nodes "

@@ -41,28 +41,29 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from preprocess import check_size
+    from preprocess import MERGE_SIZE, PATCH_SIZE, check_size
     from qwen_vl_axera.calibration.archive import make_calibration_set
     from qwen_vl_axera.calibration.sources import open_capture, open_inputs, pick_steps
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.oracle.record import read_capture
 
+    workdir = cli.existing_workdir(args.workdir)
+    capture = read_capture(workdir) if (workdir / CAPTURE).is_file() else None
+    patch_size = capture.patch_size if capture else PATCH_SIZE
     try:
-        size = check_size(*args.size) if args.size else None
+        size = check_size(*args.size, patch_size * MERGE_SIZE) if args.size else None
     except ValueError as error:
         raise InputError(f"--{error}") from None
-    workdir = cli.existing_workdir(args.workdir)
     if args.inputs:
         sources, notes = open_inputs(args.inputs)
-        captured = (workdir / CAPTURE).is_file() and size is None
-        size = read_capture(workdir).size if captured else size or VIDEO_SIZE
+        size = size or (capture.size if capture else VIDEO_SIZE)
     else:
         sources, size, notes = open_capture(workdir, size)
 
     picks = pick_steps(sources, args.num_samples, args.seed)
     if len(picks) < args.num_samples:
         notes.append(f"{args.num_samples} samples asked for, {len(picks)} distinct ones are in the inputs")
-    result = make_calibration_set(workdir, sources, picks, size, args.format)
+    result = make_calibration_set(workdir, sources, picks, size, args.format, patch_size)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     for warning in result.warnings:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qwen_vl_axera.preflight.checks import Outcome, table
     from qwen_vl_axera.preflight.plan import Preflight, plan_from_environment
 
-    check_place(args.workdir, args.ckpt)
+    check_place(args.workdir)
     plan = plan_from_environment(
         checkpoint=args.ckpt,
         workdir=args.workdir,

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# Of Qwen2.5-VL; another model's numbers are given as arguments.
 PATCH_SIZE = 14  # pixels per side
 TEMPORAL_PATCH_SIZE = 2  # frames per step
 MERGE_SIZE = 2  # patches per side of a block
@@ -130,16 +131,16 @@ def nearest_readable(height: int, width: int, factor: int = FACTOR) -> list[tupl
 
 
 def automatic_size(
-    height: int, width: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+    height: int, width: int, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS, factor: int = FACTOR
 ) -> tuple[int, int]:
     """The size for a picture when none is asked for: `smart_resize`'s, or beside it where the board would misread that.
 
     Args, returns and raises as `smart_resize`. Where no neighbour keeps the bounds, the size is Qwen's.
     """
-    size = smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
+    size = smart_resize(height, width, factor, min_pixels, max_pixels)
     if square_of_same_area(*size) is None:
         return size
-    fitting = [other for other in nearest_readable(*size) if min_pixels <= other[0] * other[1] <= max_pixels]
+    fitting = [other for other in nearest_readable(*size, factor) if min_pixels <= other[0] * other[1] <= max_pixels]
     return fitting[0] if fitting else size
 
 
@@ -265,36 +266,38 @@ def frame_to_array(frame: Frame, size: tuple[int, int]) -> np.ndarray:
     return np.frombuffer(resize(to_rgb(image), size).tobytes(), np.uint8).reshape(*size, CHANNELS)
 
 
-def _blocks(frames: np.ndarray) -> np.ndarray:
+def _blocks(frames: np.ndarray, patch_size: int) -> np.ndarray:
     """Cuts frames up without copying.
 
     Args:
         frames: uint8 (T, 2, H, W, 3), contiguous.
+        patch_size: pixels per side.
 
     Returns:
-        A view of void elements, each one patch row of 14 pixels (42 bytes, moved at once), of shape
+        A view of void elements, each one patch row (14 pixels are 42 bytes, moved at once), of shape
         (T, block rows, block columns, 2, 2, frame, patch row).
     """
     steps, pair, height, width, channels = frames.shape
-    row_of_patch = np.dtype((np.void, PATCH_SIZE * channels))
+    row_of_patch = np.dtype((np.void, patch_size * channels))
     cut = (
         steps,
         pair,
-        height // FACTOR,
+        height // (patch_size * MERGE_SIZE),
         MERGE_SIZE,
-        PATCH_SIZE,
-        width // FACTOR,
+        patch_size,
+        width // (patch_size * MERGE_SIZE),
         MERGE_SIZE,
         row_of_patch.itemsize,
     )
     return frames.reshape(cut).view(row_of_patch)[..., 0].transpose(0, 2, 5, 3, 6, 1, 4)
 
 
-def patchify(frames: np.ndarray) -> np.ndarray:
+def patchify(frames: np.ndarray, patch_size: int = PATCH_SIZE) -> np.ndarray:
     """Frames of the model's size -> patch images.
 
     Args:
         frames: uint8 (N, H, W, 3), sides multiples of 28. When N is odd the last frame is repeated.
+        patch_size: pixels per side; 28 is twice, 392 twice the square of the default, 14.
 
     Returns:
         uint8 (T, S, 392, 3): T = ceil(N / 2) steps of S = (H / 14)·(W / 14) patches.
@@ -307,9 +310,10 @@ def patchify(frames: np.ndarray) -> np.ndarray:
         raise ValueError(f"frames {frames.dtype} {frames.shape}: expected uint8 (N, H, W, 3), N at least 1")
     if len(frames) % TEMPORAL_PATCH_SIZE:
         frames = np.concatenate([frames, frames[-1:]])
-    height, width = check_size(*frames.shape[1:3])
-    blocks = _blocks(np.ascontiguousarray(frames).reshape(-1, TEMPORAL_PATCH_SIZE, height, width, CHANNELS))
-    patches = np.empty((len(blocks), num_patches(height, width), PATCH_PIXELS, CHANNELS), np.uint8)
+    height, width = check_size(*frames.shape[1:3], patch_size * MERGE_SIZE)
+    pairs = np.ascontiguousarray(frames).reshape(-1, TEMPORAL_PATCH_SIZE, height, width, CHANNELS)
+    blocks = _blocks(pairs, patch_size)
+    patches = np.empty(patches_shape(len(blocks), (height, width), patch_size), np.uint8)
     patches.reshape(-1).view(blocks.dtype).reshape(blocks.shape)[...] = blocks
     return patches
 
@@ -318,7 +322,7 @@ def unpatchify(patches: np.ndarray, height: int, width: int) -> np.ndarray:
     """The exact inverse of `patchify`.
 
     Args:
-        patches: uint8 (T, S, 392, 3).
+        patches: uint8 (T, S, 392, 3); the patch size is read from the 392 = 2 · 14 · 14.
         height, width: of the frames.
 
     Returns:
@@ -327,27 +331,38 @@ def unpatchify(patches: np.ndarray, height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: the patches are not of that size.
     """
-    check_size(height, width)
-    expected = num_patches(height, width), PATCH_PIXELS, CHANNELS
-    if patches.dtype != np.uint8 or patches.ndim != 4 or patches.shape[1:] != expected:
+    patch_size = patch_side(patches.shape[2]) if patches.ndim == 4 else PATCH_SIZE
+    check_size(height, width, patch_size * MERGE_SIZE)
+    expected = patches_shape(len(patches), (height, width), patch_size)
+    if patches.dtype != np.uint8 or patches.shape != expected:
         raise ValueError(
             f"patches {patches.dtype} {patches.shape}: a size of {height}x{width} takes uint8 (T, "
-            f"{', '.join(map(str, expected))})"
+            f"{', '.join(map(str, expected[1:]))})"
         )
     frames = np.empty((len(patches), TEMPORAL_PATCH_SIZE, height, width, CHANNELS), np.uint8)
-    blocks = _blocks(frames)
+    blocks = _blocks(frames, patch_size)
     blocks[...] = np.ascontiguousarray(patches).reshape(-1).view(blocks.dtype).reshape(blocks.shape)
     return frames.reshape(-1, height, width, CHANNELS)
 
 
-def num_patches(height: int, width: int) -> int:
+def patches_shape(steps: int, size: tuple[int, int], patch_size: int = PATCH_SIZE) -> tuple[int, int, int, int]:
+    """Of the patch images of some steps: (T, S, 392, 3)."""
+    return steps, num_patches(*size, patch_size), TEMPORAL_PATCH_SIZE * patch_size**2, CHANNELS
+
+
+def patch_side(pixels: int) -> int:
+    """The patch size whose patches hold so many pixels over their two frames: 14 for 392."""
+    return max(1, math.isqrt(pixels // TEMPORAL_PATCH_SIZE))
+
+
+def num_patches(height: int, width: int, patch_size: int = PATCH_SIZE) -> int:
     """Patches of one step: S."""
-    return (height // PATCH_SIZE) * (width // PATCH_SIZE)
+    return (height // patch_size) * (width // patch_size)
 
 
-def num_tokens(height: int, width: int) -> int:
+def num_tokens(height: int, width: int, patch_size: int = PATCH_SIZE) -> int:
     """Tokens of the language model that one step becomes: S / 4, one per merge block."""
-    return (height // FACTOR) * (width // FACTOR)
+    return num_patches(height, width, patch_size * MERGE_SIZE)
 
 
 def patch_image_to_picture(
@@ -363,7 +378,9 @@ def patch_image_to_picture(
     return Image.fromarray(unpatchify(np.asarray(patch_image)[None], height, width)[frame])
 
 
-def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None) -> Iterator[np.ndarray]:
+def iter_steps(
+    frames: Iterable[Frame], size: tuple[int, int], workers: int | None = None, patch_size: int = PATCH_SIZE
+) -> Iterator[np.ndarray]:
     """Resizes frames in threads (Pillow releases the interpreter's lock) and yields step after step.
 
     Only a few frames are held at a time, so memory does not grow with the clip. A frame that comes again while it
@@ -373,11 +390,12 @@ def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | No
         frames: pictures or arrays; they may be read lazily, but not be changed afterwards.
         size: height and width, multiples of 28.
         workers: threads; default: one per processor.
+        patch_size: pixels per side.
 
     Yields:
         uint8 (S, 392, 3), a new array for every step.
     """
-    check_size(*size)
+    check_size(*size, patch_size * MERGE_SIZE)
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         running = deque()  # frames and their futures, in order
@@ -387,21 +405,24 @@ def iter_steps(frames: Iterable[Frame], size: tuple[int, int], workers: int | No
                 again = next((future for other, future in running if other is frame), None)
                 running.append((frame, again or pool.submit(frame_to_array, frame, size)))
                 if len(running) >= TEMPORAL_PATCH_SIZE * (workers + 1):
-                    yield _next_step(running)
+                    yield _next_step(running, patch_size)
             while running:
-                yield _next_step(running)
+                yield _next_step(running, patch_size)
         finally:
             for _, future in running:
                 future.cancel()
 
 
-def _next_step(running: deque) -> np.ndarray:
+def _next_step(running: deque, patch_size: int) -> np.ndarray:
     pair = [running.popleft()[1].result() for _ in range(min(TEMPORAL_PATCH_SIZE, len(running)))]
-    return patchify(np.stack(pair))[0]
+    return patchify(np.stack(pair), patch_size)[0]
 
 
 def frames_to_patches(
-    images: Iterable[Frame], size: tuple[int, int] | None = None, workers: int | None = None
+    images: Iterable[Frame],
+    size: tuple[int, int] | None = None,
+    workers: int | None = None,
+    patch_size: int = PATCH_SIZE,
 ) -> np.ndarray:
     """Pictures or frames -> uint8 (T, S, 392, 3), bit for bit what transformers' Pillow path computes.
 
@@ -410,6 +431,7 @@ def frames_to_patches(
             their count is odd the last one is repeated.
         size: height and width; default: what `automatic_size` gives for the first one.
         workers: threads; default: one per processor.
+        patch_size: pixels per side.
 
     Raises:
         ValueError: there are none, or the size is not one the model takes.
@@ -418,13 +440,14 @@ def frames_to_patches(
     first = next(iterator, None)
     if first is None:
         raise ValueError("no frames: expected at least one")
-    size = check_size(*size) if size is not None else automatic_size(*frame_shape(first))
-    steps = iter_steps(_chain(first, iterator), size, workers)
+    factor = patch_size * MERGE_SIZE
+    size = check_size(*size, factor) if size is not None else automatic_size(*frame_shape(first), factor=factor)
+    steps = iter_steps(_chain(first, iterator), size, workers, patch_size)
     try:
         count = -(-len(images) // TEMPORAL_PATCH_SIZE)
     except TypeError:  # an iterator
         return np.stack(list(steps))
-    patches = np.empty((count, num_patches(*size), PATCH_PIXELS, CHANNELS), np.uint8)
+    patches = np.empty(patches_shape(count, size, patch_size), np.uint8)
     done = 0
     for step in steps:
         patches[done] = step
@@ -445,18 +468,19 @@ def frame_shape(frame: Frame) -> tuple[int, int]:
     return frame.size if lying else frame.size[::-1]
 
 
-def normalize(patches: np.ndarray) -> np.ndarray:
+def normalize(patches: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
     """The values that transformers feeds the tower, exactly: one table entry per channel and pixel value.
 
     Args:
         patches: uint8 (S, 392, 3) or (T, S, 392, 3).
+        mean, std: of the channels, for values of 0..1.
 
     Returns:
         float32 (T, 3, S, 392), T = 1 for a single step.
     """
     # transformers scales in float64, rounds to float32, then subtracts and divides in float32.
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    tables = [(scaled - np.float32(mean)) / np.float32(std) for mean, std in zip(MEAN, STD, strict=True)]
+    tables = [(scaled - np.float32(mean)) / np.float32(std) for mean, std in zip(mean, std, strict=True)]
     steps = patches.reshape(-1, *patches.shape[-3:])
     normalised = np.empty((len(steps), CHANNELS, *steps.shape[1:3]), np.float32)
     for step, target in zip(steps, normalised, strict=True):  # numpy widens indices: a step's fit the cache
@@ -465,17 +489,18 @@ def normalize(patches: np.ndarray) -> np.ndarray:
     return normalised
 
 
-def flat_patches(patches: np.ndarray) -> np.ndarray:
+def flat_patches(patches: np.ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> np.ndarray:
     """Normalised patches as transformers' tower takes them (`pixel_values`), one a row.
 
     Args:
         patches: uint8 (S, 392, 3) or (T, S, 392, 3).
+        mean, std: of the channels, for values of 0..1.
 
     Returns:
         float32 (T·S, 1176), each row in the order channel, frame, patch row, patch column.
     """
-    values = normalize(patches)  # (T, 3, S, 392)
-    return values.transpose(0, 2, 1, 3).reshape(-1, CHANNELS * PATCH_PIXELS)
+    values = normalize(patches, mean, std)  # (T, 3, S, 392)
+    return values.transpose(0, 2, 1, 3).reshape(-1, CHANNELS * values.shape[-1])
 
 
 def to_graph_input(patches: np.ndarray) -> np.ndarray:

@@ -25,7 +25,9 @@ def build_parser():
     cli.add_video(parser, "the demo clip")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--max-pixels", type=int, metavar="N", help="largest area of a frame (default: 308·308)")
-    size.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28")
+    size.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="exact size, multiples of 28 (Qwen3-VL: 32)"
+    )
     parser.add_argument("--generate", action="store_true", help="also let the model describe the video")
     cli.add_text(parser, prompts=1)
     cli.add_workdir(parser)
@@ -45,19 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = Checkpoint(args.ckpt)
     check_vision(checkpoint, args.size)
     workdir = cli.existing_workdir(args.workdir)
-    check_outputs(workdir)
+    check_outputs(workdir, checkpoint.tower.layout_tensors)
     clip = load_clip(args.video or [DEMO_CLIP], num_frames=args.num_frames, fps=args.fps)
-    size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels)
+    factor = checkpoint.config.vision.factor
+    size = frame_size(clip, size=args.size and tuple(args.size), max_pixels=args.max_pixels, factor=factor)
     check_vision(checkpoint, size)
     if args.generate:
         from qwen_vl_axera.language.chat import load_tokenizer
+        from qwen_vl_axera.language.model import check_language
 
+        check_language(checkpoint)
         load_tokenizer(args.ckpt)  # missing files are said before the work, not after it
     if assumed := checkpoint.config.vision.assumed:
         print(f"note: config.json leaves out {assumed}: taken from transformers' class", file=sys.stderr)
     if not args.video:
         print(f"note: no --video: the demo clip, {DEMO_CLIP}", file=sys.stderr)
-    cli.warn(misreading(size))
+    cli.warn(misreading(size, factor))
     device = cli.device(args)
     capture = run_clip(checkpoint, workdir, clip, size, device)
     steps, rows, columns = capture.grid_thw

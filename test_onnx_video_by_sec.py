@@ -2,7 +2,7 @@
 
     python test_onnx_video_by_sec.py CKPT [--video PATH...] [--onnx FILE...] [--report FILE]
                                      [--generate] [--prompt T...] [--max-new-tokens N] [--dtype D] [--device D]
-                                     [--num-frames N] [--fps F] [--workdir DIR]
+                                     [--language CKPT] [--num-frames N] [--fps F] [--workdir DIR]
 
 Reads:  CKPT, pixels.npy, vit_out.npy and vit_exact.npy of run_video_by_sec.py, NAME_vision.onnx and
         NAME_vision_uint8.onnx. With --video, another clip is run through transformers first (into WORKDIR/check).
@@ -29,6 +29,7 @@ def build_parser():
     parser.add_argument("--report", type=Path, metavar="FILE", help="default: fidelity.json in the work directory")
     parser.add_argument("--generate", action="store_true", help="also compare greedy text, token by token")
     cli.add_text(parser, prompts=2)
+    parser.add_argument("--language", type=Path, metavar="CKPT", help="who answers: of a GPTQ checkpoint the original")
     cli.add_workdir(parser)
     return parser
 
@@ -36,14 +37,14 @@ def build_parser():
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    from qwen_vl_axera.checkpoint.expected import check_vision
+    from qwen_vl_axera.checkpoint.expected import check_same_tower, check_vision
     from qwen_vl_axera.checkpoint.tensors import Checkpoint
     from qwen_vl_axera.doors import check_output
     from qwen_vl_axera.errors import InputError
     from qwen_vl_axera.fidelity.gate import capture_other_clip, find_graphs, verify
     from qwen_vl_axera.fidelity.record import Fidelity, is_fidelity
     from qwen_vl_axera.fidelity.tables import fidelity_table, text_table
-    from qwen_vl_axera.fidelity.tokens import is_token_errors, token_errors_path, write_token_errors
+    from qwen_vl_axera.fidelity.tokens import is_token_errors, token_errors_path
     from qwen_vl_axera.files import check_ours, check_report, write_record
     from qwen_vl_axera.graph.files import load_graph, read_spec
     from qwen_vl_axera.language.text import read_questions
@@ -69,25 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.video:
         clip_dir = capture_other_clip(checkpoint, workdir, graphs[0], args.video, args.num_frames, args.fps, device)
     capture = read_capture(clip_dir)
-    questions = read_questions(checkpoint, capture, args.prompt) if args.generate else None  # nor does this
+    language = Checkpoint(args.language) if args.language else checkpoint
+    check_same_tower(checkpoint, language)
+    questions = read_questions(language, capture, args.prompt) if args.generate else None  # nor does this
     for file in (report_file, tokens_file):
         file.unlink(missing_ok=True)  # an earlier verdict must not outlive a run that ends badly
-    report, tokens = verify(
+    report = verify(
         checkpoint,
         clip_dir,
         graphs,
+        report_file,
         questions,
         max_new_tokens=args.max_new_tokens,
         dtype=args.dtype,
         device=device,
     )
-    write_token_errors(tokens_file, tokens, graphs, clip_dir)
     write_record(report_file, Fidelity, report)
     print(fidelity_table(report))
-    if report["text"]:
-        print(text_table(report["text"]))
-    print("passed" if report["passed"] else "FAILED: the graph is not transformers' tower")
-    return cli.EXIT_OK if report["passed"] else cli.EXIT_CHECK_FAILED
+    if report.text:
+        print(text_table(report.text))
+    print("passed" if report.passed else "FAILED: the graph is not transformers' tower")
+    return cli.EXIT_OK if report.passed else cli.EXIT_CHECK_FAILED
 
 
 if __name__ == "__main__":

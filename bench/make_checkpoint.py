@@ -1,6 +1,6 @@
-"""Make a seeded random checkpoint of the true shape of a Qwen2.5-VL model, for measurements and tests.
+"""Make a seeded random checkpoint of the true shape of a Qwen2.5-VL or Qwen3-VL model, for measurements and tests.
 
-    python bench/make_checkpoint.py DIR [--shape 3B|7B|32B|72B] [--lm-layers N] [--vision-only]
+    python bench/make_checkpoint.py DIR [--shape 3B|7B|32B|72B|Qwen3-VL-2B|-4B|-8B] [--lm-layers N] [--vision-only]
                                     [--outliers] [--seed S]
 
 Writes: DIR/config.json, model-*.safetensors (bf16) and their index, as on the hub. Tensors are made and
@@ -75,6 +75,13 @@ SHAPES = {
     "32B": (5120, 27648, 64, 40, 8, 3456),
     "72B": (8192, 29568, 80, 64, 8, 3456),
 }
+# Qwen3-VL: hidden, inner, layers, heads, key-value heads of the language model; depth, hidden, inner of the tower, and
+# the blocks that features are taken from.
+QWEN3_SHAPES = {
+    "Qwen3-VL-2B": ((2048, 6144, 28, 16, 8), (24, 1024, 4096), [5, 11, 17]),
+    "Qwen3-VL-4B": ((2560, 9728, 36, 32, 8), (24, 1024, 4096), [5, 11, 17]),
+    "Qwen3-VL-8B": ((4096, 12288, 36, 32, 8), (27, 1152, 4304), [8, 16, 24]),
+}
 TOKENS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
@@ -106,6 +113,36 @@ def flat_config(text: dict, vision: dict, tokens: dict) -> dict:
     """The hub's flat layout: the language model's fields at the top, the tower's in `vision_config`."""
     model = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
     return model | {"torch_dtype": "bfloat16"} | tokens | TEXT | text | {"vision_config": VISION | vision}
+
+
+def qwen3_hub_config(shape: str, lm_layers: int | None = None) -> dict:
+    """`config.json` of one of QWEN3_SHAPES."""
+    (hidden, inner, layers, heads, key_value_heads), (depth, width, vision_inner), taps = QWEN3_SHAPES[shape]
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers if lm_layers is None else lm_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "vocab_size": 151936,
+    }
+    vision = {"depth": depth, "hidden_size": width, "intermediate_size": vision_inner, "out_hidden_size": hidden}
+    vision |= {"deepstack_visual_indexes": taps}
+    return qwen3_config(text, vision, TOKENS, tied=shape != "Qwen3-VL-8B")
+
+
+def qwen3_config(text: dict, vision: dict, tokens: dict, tied: bool = True) -> dict:
+    """Qwen3-VL's layout: the language model's fields in `text_config`, the tower's in `vision_config`."""
+    sections = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    language = {"model_type": "qwen3_vl_text", "head_dim": 128, "attention_bias": False, "hidden_act": "silu"}
+    language |= {"max_position_embeddings": 262144, "rms_norm_eps": 1e-6, "rope_theta": 5000000}
+    language |= {"rope_scaling": sections}
+    tower = {"model_type": "qwen3_vl", "num_heads": 16, "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2}
+    tower |= {"temporal_patch_size": 2, "num_position_embeddings": 2304, "hidden_act": "gelu_pytorch_tanh"}
+    model = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"}
+    ends = {name: number for name, number in tokens.items() if name in ("bos_token_id", "eos_token_id")}
+    model |= {"tie_word_embeddings": tied, "text_config": language | ends | text, "vision_config": tower | vision}
+    return model | {name: number for name, number in tokens.items() if name not in ends}
 
 
 def make_checkpoint(
@@ -178,7 +215,10 @@ def draw(name: str, shape: tuple[int, ...], seed: int, first_rows_scale: float =
     fan_in = math.prod(shape[1:])
     offset, deviation = 0.0, 1 / math.sqrt(fan_in)
     if len(shape) == 1:
-        offset, deviation = (1.0, 0.1) if "norm" in name or "ln_q" in name else (0.0, 0.1)
+        norm = ("norm" in name or "ln_q" in name) and not name.endswith(".bias")
+        offset, deviation = (1.0, 0.1) if norm else (0.0, 0.1)
+    elif "pos_embed" in name:
+        deviation = 0.5
     elif "embed_tokens" in name:
         deviation = 0.02
     elif ".qkv." in name or ".q_proj." in name or ".k_proj." in name:
@@ -203,7 +243,7 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
 def build_parser():
     parser = cli.parser(__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="3B")
+    parser.add_argument("--shape", choices=sorted(SHAPES | QWEN3_SHAPES), default="3B")
     parser.add_argument("--lm-layers", type=int, metavar="N", help="fewer language-model layers (default: all)")
     parser.add_argument("--vision-only", action="store_true", help="no language model, not even its embeddings")
     parser.add_argument("--outliers", action="store_true", help="massive activations in block 31's down_proj")
@@ -213,7 +253,8 @@ def build_parser():
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    config = hub_config(args.shape, args.lm_layers)
+    make = qwen3_hub_config if args.shape in QWEN3_SHAPES else hub_config
+    config = make(args.shape, args.lm_layers)
     make_checkpoint(args.directory, config, args.seed, args.outliers, args.vision_only)
     size = sum(path.stat().st_size for path in args.directory.glob("*.safetensors"))
     print(f"{args.directory}: random {args.shape} checkpoint, {size / 1e9:.2f} GB")

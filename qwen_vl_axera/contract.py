@@ -16,7 +16,6 @@ INPUT_NAME, OUTPUT_NAME = "hidden_states", "hidden_states_out"
 CAPTURE, PIXELS, ORACLE = "capture.json", "pixels.npy", "vit_out.npy"  # run_video_by_sec.py
 EXACT = "vit_exact.npy"  # the oracle in float64, for some steps
 STEP_PATCHES = "hidden_states"  # .pth: one step's normalised patches
-LAYOUT_TENSORS = ("rotary_pos_emb", "cu_seqlens", "cu_window_seqlens", "window_index")  # .pth: one step's layout
 FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_video_by_sec.py
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
@@ -28,8 +27,7 @@ QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # p
 REPORT = "report.html"
 PICTURES = "pictures"  # the directory, in it, of what the steps hand each other about the picture model
 
-# What `pulsar2 llm_build` writes, and the embeddings that it does not.
-POST_MODEL = "qwen2_5_vl_post.axmodel"
+# The embeddings, which `pulsar2 llm_build` does not write.
 EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING_FILES = {
     "bfloat16": f"{EMBEDDING}.bfloat16.bin",
@@ -75,6 +73,7 @@ class GraphSpec:
         uint8: takes uint8 (1, S, 392, 3) as the compiled model does, instead of float32 (1, 3, S, 392).
         opset: one of OPSETS.
         probe: one windowed and one full-attention block of the tower, to be built in minutes instead of hours.
+        blocks: those that a probe holds besides, by number.
 
     Raises:
         InputError: a field is none of its choices.
@@ -88,6 +87,7 @@ class GraphSpec:
     uint8: bool = False
     opset: int = OPSET
     probe: bool = False
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self):
         choices = {"mode": MODES, "input": INPUTS, "window_mode": WINDOW_MODES, "opset": OPSETS}
@@ -102,6 +102,10 @@ class GraphSpec:
         if not isinstance(sides, tuple) or len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
             raise InputError(f"size {sides!r}: expected height and width in pixels")
 
+        numbers = self.blocks
+        if not isinstance(numbers, tuple) or any(type(number) is not int or number < 0 for number in numbers):
+            raise InputError(f"blocks {numbers!r}: expected numbers")
+
     def stem(self, name: str, sized: bool = False) -> str:
         """The file's name without its ending: NAME_vision[_image][_HxW][_probe][_uint8].
 
@@ -114,7 +118,7 @@ class GraphSpec:
 
     def metadata(self) -> dict[str, Any]:
         """The fields as the graph's metadata has them."""
-        return asdict(self) | {"size": list(self.size)}
+        return asdict(self) | {"size": list(self.size), "blocks": list(self.blocks)}
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> "GraphSpec":
@@ -127,8 +131,7 @@ class GraphSpec:
         if absent:
             raise InputError(f"the metadata of export.py is missing ({', '.join(absent)})")
         fields = {name: metadata[name] for name in cls.__dataclass_fields__}
-        size = fields["size"]
-        return cls(**fields | {"size": tuple(size) if isinstance(size, list) else size})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def graph_stem(name: str, mode: str, size: tuple[int, int] | None = None) -> str:
@@ -147,6 +150,11 @@ def shared_place(workdir: Path) -> Path:
     return workdir.parent if workdir.name == PICTURES else workdir
 
 
-def layer_file(prefill_len: int | str, layer: int | str) -> str:
-    """The name that `pulsar2 llm_build` gives a layer."""
-    return f"qwen2_5_vl_p{prefill_len}_l{layer}_together.axmodel"
+def layer_file(prefix: str, prefill_len: int | str, layer: int | str) -> str:
+    """The name that `pulsar2 llm_build` gives a layer; `prefix` is the tower's `board.layers`."""
+    return f"{prefix}_p{prefill_len}_l{layer}_together.axmodel"
+
+
+def post_file(prefix: str) -> str:
+    """The name that it gives what follows the last layer."""
+    return f"{prefix}_post.axmodel"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.memory import check_memory
 
 MAX_JSON = 32 << 20  # bytes; tokenizer.json, the largest of a real checkpoint, has 11 MB
 MOST_DIGITS = 400  # of a whole number: float64 ends below it, Python's own limit is 4300
@@ -163,6 +164,7 @@ def map_array(path: Path):
         needed = start + math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or len(shape) > 32 or size != needed:
             raise InputError(f"{path}: not a plain numpy array ({size} bytes, its header says {needed})")
+        check_memory(needed, os.fspath(path))  # also of a file whose disk holds nothing
         if needed == start:  # nothing to map
             return np.empty(shape, dtype)
         return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")

@@ -326,7 +326,7 @@ def check_report(checkpoint: Path, path: Path, suffix: str, ours: Ours) -> None:
     """
     if path.suffix != suffix:
         raise InputError(f"{path}: would be written or replaced, expected a name that ends in {suffix}")
-    doors.check_place(path.parent, checkpoint)
+    doors.check_place(path, checkpoint)
     check_ours(path, ours)
 
 

@@ -26,9 +26,11 @@ from bench.make_checkpoint import TOKENS, draw, flat_config
 from bench.plan import QUICK_TEXT, QUICK_VISION
 from qwen_vl_axera.checkpoint.config import load_config
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.errors import CheckFailed
+from qwen_vl_axera.contract import FIDELITY
+from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.fidelity.gate import find_graphs, verify
-from qwen_vl_axera.fidelity.truth import FIGURES
+from qwen_vl_axera.fidelity.record import THRESHOLDS
+from qwen_vl_axera.files import plain
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.oracle.run import run_clip
@@ -139,27 +141,32 @@ def measure(seed: int, sizes: list[tuple[int, int]] = SIZES) -> dict[str, Any]:
         try:
             run_clip(checkpoint, workdir, odd_clip(size, random), size)
             export_vision(checkpoint, workdir)
-            graph = verify(checkpoint, workdir, find_graphs(checkpoint.name, workdir)[:1])[0]["graphs"][0]
-        except CheckFailed as error:
+            paths = find_graphs(checkpoint.name, workdir)
+            graph, other = verify(checkpoint, workdir, paths, workdir / FIDELITY).graphs
+        except (CheckFailed, InputError) as error:
             return row | {"problems": [str(error)]}
-    steps = [step for step in graph["steps"] if "bound" in step]
     return row | {
-        **graph["exact"],
-        "relative": max(step["max_abs_relative"] for step in graph["steps"]),
-        "asked": sum("exact" in step for step in steps),  # steps whose exact answer was computed because of the bound
-        "problems": graph["problems"],
+        **plain(graph.exact),
+        "relative": max(step.max_abs_relative for step in graph.steps),
+        # Steps whose exact answer was computed because of the bound.
+        "asked": sum(step.exact is not None and step.bound is not None for step in graph.steps),
+        "same": other.same_as == graph.file,
+        "problems": graph.problems + ["uint8: " + problem for problem in other.problems if not other.same_as],
     }
 
 
 def distribution(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The figures over all towers, a line each."""
     yield f"{'':20}" + "".join(f"{f'{percent} %':>10}" for percent in PERCENTILES)
-    for name in (*FIGURES, "relative"):
+    for name in (*plain(THRESHOLDS), "relative"):
         values = np.percentile([row[name] for row in rows if name in row], PERCENTILES)
         yield f"{name:20}" + "".join(f"{value:10.2g}" for value in values)
     again = sum(row.get("float32_runs", 1) > 1 for row in rows)
     alarms = [row for row in rows if row["problems"]]
+    asked, steps = sum(row.get("asked", 0) for row in rows), FRAMES // 2 - 2
     yield f"{len(rows)} towers; transformers ran again for {again}; {len(alarms)} false alarms"
+    yield f"{asked} of {steps * len(rows)} other steps were computed exactly, too"
+    yield f"{sum(row.get('same', False) for row in rows)} uint8 graphs gave the very same values"
     yield from (f"seed {row['seed']}: {'; '.join(row['problems'])}" for row in alarms)
 
 

@@ -18,7 +18,9 @@ from onnx import helper, numpy_helper
 from preprocess import MEAN, STD
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import data_file
+from qwen_vl_axera.fidelity.gate import check_conformity, say_where
 from qwen_vl_axera.fidelity.truth import Judge
+from qwen_vl_axera.fidelity.verdict import Run
 from qwen_vl_axera.graph.conformity import place_of, read_weight
 from qwen_vl_axera.graph.files import load_graph, write_graph
 from qwen_vl_axera.towers.qwen2_5_vl.config import ROPE_THETA
@@ -83,11 +85,38 @@ def plant(mistake: str, graph: Path, checkpoint: Checkpoint, directory: Path, id
     return directory / graph.name
 
 
+def judged(path: Path, judge: Judge, checkpoint: Checkpoint) -> Run:
+    """What the gate says of a damaged graph; it runs here also where the gate refuses to run other nodes."""
+    run = Run(path)
+    check_conformity([run], checkpoint)
+    run.tokens = run.run(judge.pixels, judge.oracle, range(len(judge.pixels)))
+    run.judge(judge)
+    say_where([run], judge, checkpoint)
+    return run
+
+
 def epsilon_times_ten(planted: Planted) -> None:
     eps = np.float32(planted.checkpoint.config.vision.rms_norm_eps)
     scalars = [tensor.name for tensor in planted.model.graph.initializer if tensor.name.startswith("scalar.")]
     (name,) = (name for name in scalars if planted.read(name) == eps)
     planted.replace(name, planted.read(name) * 10)
+
+
+def epsilon_of_the_merger(planted: Planted) -> None:
+    """1e-5 instead of 1e-6 in the merger's norm alone."""
+    (node,) = (
+        node for node in planted.model.graph.node if node.name.startswith("merger.ln_q") and node.op_type == "Add"
+    )
+    number, eps = next((n, name) for n, name in enumerate(node.input) if name.startswith("scalar."))
+    planted.model.graph.initializer.append(numpy_helper.from_array(planted.read(eps) * np.float32(10), "scalar.merger"))
+    node.input[number] = "scalar.merger"
+
+
+def one_angle_moved(planted: Planted) -> None:
+    """The angles of one patch, by 1e-4 rad."""
+    values = angles(planted).astype(np.float64)
+    values[planted.layout.num_patches // 2] += 1e-4
+    set_angles(planted, values)
 
 
 def one_weight_off_by_one_percent(planted: Planted) -> None:
@@ -222,6 +251,8 @@ def one_block_skipped(planted: Planted) -> None:
 
 SUBTLE: dict[str, Callable[[Planted], None]] = {
     "epsilon ×10": epsilon_times_ten,
+    "epsilon ×10 in the merger alone": epsilon_of_the_merger,
+    "one patch's angles off by 1e-4": one_angle_moved,
     "one weight off by 1 %": one_weight_off_by_one_percent,
     "a bias missing in one block": a_bias_missing,
     "weights in float16": weights_in_float16,

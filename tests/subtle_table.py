@@ -15,40 +15,40 @@ from pathlib import Path
 from bench.render import rewrite_section
 from qwen_vl_axera import cli
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.fidelity.gate import find_graphs, judge_graphs, open_clip
-from qwen_vl_axera.fidelity.truth import keeps
-from tests.subtle import SUBTLE, idle_block, plant
+from qwen_vl_axera.fidelity.gate import find_graphs, open_clip
+from qwen_vl_axera.fidelity.verdict import Run
+from tests.subtle import SUBTLE, idle_block, judged, plant
 
 BEGIN, END = "<!-- subtle:begin -->", "<!-- subtle:end -->"
 NONE = "none"
 
 
-def verdicts(checkpoint: Checkpoint, workdir: Path) -> Iterator[tuple[str, dict]]:
-    """Mistake -> the damaged graph's entry in `fidelity.json`; no mistake first."""
+def verdicts(checkpoint: Checkpoint, workdir: Path) -> Iterator[tuple[str, Run]]:
+    """Mistake -> the damaged graph and what is wrong with it; no mistake first."""
     path = find_graphs(checkpoint.name, workdir)[0]
     _, judge = open_clip(checkpoint, workdir)
     idle = idle_block(judge)
-    yield NONE, judge_graphs([path], judge, checkpoint)[0].report()
+    yield NONE, judged(path, judge, checkpoint)
     for mistake in SUBTLE:
         with tempfile.TemporaryDirectory(dir=workdir) as place:
-            planted = plant(mistake, path, checkpoint, Path(place) / "planted", idle)
-            report = judge_graphs([planted], judge, checkpoint)[0].report()
-        print(f"{checkpoint.name}: {mistake}: {'PASSES' if report['passed'] else 'caught'}", file=sys.stderr)
-        yield mistake, report
+            run = judged(plant(mistake, path, checkpoint, Path(place) / "planted", idle), judge, checkpoint)
+        print(f"{checkpoint.name}: {mistake}: {'caught' if wrong(run) else 'PASSES'}", file=sys.stderr)
+        yield mistake, run
 
 
-def cells(entry: dict) -> list[str]:
-    """Ratio, where the error starts, what is named first."""
-    exact, problems = entry["exact"], entry["problems"]
-    numeric = [problem for problem in problems if problem.startswith(("the error", "NaN"))]
-    named = [problem for problem in problems if problem not in numeric]
-    starts = numeric[0].partition("first seen in ")[2] if numeric else ""
-    ratio = f"{exact['ratio']:.3g}" if exact else "not finite"
-    wrong = exact is None or not keeps(exact)
-    return [f"**{ratio}**" if wrong else ratio, starts or "–", (named or ["–"])[0].split(":")[0]]
+def wrong(run: Run) -> bool:
+    return bool(run.problems or run.differences)
 
 
-def table(columns: dict[str, dict[str, dict]]) -> str:
+def cells(run: Run) -> list[str]:
+    """The ratio that exceeds its limit first, or that of the typical token; where the error starts; what is named."""
+    starts = run.problems[0].partition("first seen in ")[2] if run.problems else ""
+    ratio = f"{getattr(run.exact, run.exact.exceeded or 'typical_ratio'):.3g}" if run.exact else "not finite"
+    named = (run.differences or ["–"])[0].split(":")[0]
+    return [f"**{ratio}**" if run.problems else ratio, starts or "–", named]
+
+
+def table(columns: dict[str, dict[str, Run]]) -> str:
     """Markdown: a row for each mistake, three columns for each checkpoint."""
     names = [f"{name}: {title}" for name in columns for title in ("ratio", "starts in", "named")]
     lines = [f"| mistake | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text)
     if args.write:
         rewrite_section(args.write, text.rstrip("\n"), BEGIN, END)
-    right = (entry["passed"] == (mistake == NONE) for entries in columns.values() for mistake, entry in entries.items())
+    right = (wrong(run) == (mistake != NONE) for runs in columns.values() for mistake, run in runs.items())
     return 0 if all(right) else 1
 
 

@@ -120,3 +120,19 @@ def test_files_have_a_bound(tmp_path):
     assert doors.read_bytes(tmp_path / "x", 5) == b"12345"
     with pytest.raises(InputError, match="more than"):
         doors.read_bytes(tmp_path / "x", 4)
+
+
+def test_an_array_is_bounded_by_memory(tmp_path):
+    """200,000 steps of nothing, as a file whose size agrees with its header."""
+    shape = (200_000, 484, 392, 3)
+    with (tmp_path / "pixels.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + math.prod(shape))
+    with pytest.raises(InputError, match="GB of memory") as refused:
+        doors.map_array(tmp_path / "pixels.npy")
+    assert "pixels.npy" in str(refused.value)
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\u202e", "\u2066", "\u2069"])
+def test_marks_of_direction_are_shown(mark):
+    assert doors.printable(f"a{mark}b") == f"a\\u{ord(mark):04x}b"

@@ -14,8 +14,9 @@ from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, FIDELITY, KV_CACHE_LEN, PIXELS, PROMPTS
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import Answer, read_fidelity
-from qwen_vl_axera.files import atomic_write, sha256_file, write_json
+from qwen_vl_axera.fidelity.record import read_fidelity
+from qwen_vl_axera.files import atomic_write, write_json
+from qwen_vl_axera.language.record import Answer
 from qwen_vl_axera.oracle.record import Capture, read_pixels
 from qwen_vl_axera.swap import Staging
 
@@ -59,7 +60,7 @@ def write_clip(
     others = sorted(there - {*names, RECORD})
     stale = [name for name in others if staging.is_ours(f"{CHECK}/{name}")]  # of a longer clip, from an earlier run
     staging.gone |= {f"{CHECK}/{name}" for name in stale}
-    questions, warnings = _questions(workdir)
+    questions, warnings = _questions(workdir, capture)
     record = {
         "format": RECORD_FORMAT,
         "checkpoint": checkpoint.name,
@@ -111,7 +112,7 @@ def _write_frames(folder: Path, workdir: Path, capture: Capture) -> list[str]:
     return names
 
 
-def _questions(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def _questions(workdir: Path, capture: Capture) -> tuple[list[dict[str, Any]], list[str]]:
     """The questions with transformers' and the graph's answers, as far as fidelity.json has them of this clip."""
     path = workdir / FIDELITY
     unanswered = [{"prompt": text, "complete": False, "transformers": None, "onnx": None} for text in PROMPTS]
@@ -120,9 +121,9 @@ def _questions(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     fidelity = read_fidelity(path)
     if not fidelity.text:
         return unanswered, [f"check_board.py will have no answers to compare with; {NO_ANSWERS}"]
-    if fidelity.pixels_sha256 != sha256_file(workdir / PIXELS):
-        return unanswered, [f"{FIDELITY} is about another clip than {PIXELS}; {NO_ANSWERS}"]
-    warnings = [] if fidelity.passed else [f"{FIDELITY} says that the graph failed: the board will hardly do better"]
+    if problem := fidelity.stale(workdir, capture):
+        return unanswered, [f"{FIDELITY} is about other files: {problem}; {NO_ANSWERS}"]
+    warnings = [] if fidelity.holds else [f"{FIDELITY} says that the graph failed: the board will hardly do better"]
     warnings += [
         f"the runtime puts a question that begins as {answer.prompt[:20]!r} before the frames"
         for answer in fidelity.text

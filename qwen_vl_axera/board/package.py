@@ -22,7 +22,7 @@ from qwen_vl_axera.board.timing import TimeSettings, time_settings
 from qwen_vl_axera.board.tokenizer import write_board_tokenizers
 from qwen_vl_axera.checkpoint.embedding import PIECE, converted, embedding_info, extract_embedding
 from qwen_vl_axera.checkpoint.tensors import MODEL_FILES, Checkpoint
-from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, POST_MODEL, PREFILL_LEN, graph_stem, layer_file
+from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, PREFILL_LEN, graph_stem, layer_file, post_file
 from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
@@ -31,7 +31,6 @@ from qwen_vl_axera.swap import Staging, set_aside, staged
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 SCRIPTS = ("preprocess.py", "package_model.py", "check_board.py")  # they run on the board as they are
-LAYER = re.compile(layer_file(r"(\d+)", r"(\d+)").replace(".", r"\."))
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,8 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
     models = settings.find_vision_models(checkpoint.name, [directory, build_output, workdir], workdir)
     _check_links(directory, [CHECK, *(model.directory for model in models)])
     directory.mkdir(parents=True, exist_ok=True)
-    prefill_len, layers = _layers(directory, checkpoint.config.text.num_hidden_layers, prefill_len)
+    prefix = checkpoint.tower.board.layers
+    prefill_len, layers = _layers(directory, prefix, checkpoint.config.text.num_hidden_layers, prefill_len)
 
     with staged(directory, MANIFEST, made_before(directory)) as staging:
         new = staging.directory
@@ -106,7 +106,7 @@ def assemble(checkpoint: Checkpoint, directory: Path, workdir: Path, prefill_len
         if not models:
             name = f"{graph_stem(checkpoint.name, 'video')}.axmodel"
             parts.append(Part("vision", [], [name], "export.py, then pulsar2 build"))
-        post = _present(directory, "post", [POST_MODEL], "pulsar2 llm_build")
+        post = _present(directory, "post", [post_file(prefix)], "pulsar2 llm_build")
         capture = settings.find_capture(workdir)
         time = time_settings(capture, checkpoint.config.vision.tokens_per_second)
         names = settings.write_settings(checkpoint, new, models, prefill_len, time)
@@ -191,10 +191,11 @@ def _tokenizer(checkpoint: Checkpoint, directory: Path) -> Part:
     return Part("tokenizer", [path.name for path in paths])
 
 
-def _layers(directory: Path, count: int, prefill_len: int | None) -> tuple[int, Part]:
+def _layers(directory: Path, prefix: str, count: int, prefill_len: int | None) -> tuple[int, Part]:
     """The prefill length that the layers' names carry, and the layers."""
+    pattern = re.compile(layer_file(prefix, r"(\d+)", r"(\d+)").replace(".", r"\."))
     builds: dict[int, set[int]] = {}
-    for match in filter(None, (LAYER.fullmatch(path.name) for path in directory.iterdir())):
+    for match in filter(None, (pattern.fullmatch(path.name) for path in directory.iterdir())):
         builds.setdefault(int(match[1]), set()).add(int(match[2]))
     if prefill_len is None and len(builds) > 1:
         found = ", ".join(f"{length} ({len(numbers)} layers)" for length, numbers in sorted(builds.items()))
@@ -203,10 +204,10 @@ def _layers(directory: Path, count: int, prefill_len: int | None) -> tuple[int, 
     highest = max(builds.get(prefill_len, {0}))
     if highest >= count:
         raise CheckFailed(
-            f"{directory / layer_file(prefill_len, highest)}: config.json has {count} layers (0 to {count - 1}): "
-            "the layers are another model's; build them again into an empty directory"
+            f"{directory / layer_file(prefix, prefill_len, highest)}: config.json has {count} layers (0 to "
+            f"{count - 1}): the layers are another model's; build them again into an empty directory"
         )
-    names = [layer_file(prefill_len, number) for number in range(count)]
+    names = [layer_file(prefix, prefill_len, number) for number in range(count)]
     return prefill_len, _present(directory, f"layers p{prefill_len}", names, "pulsar2 llm_build")
 
 

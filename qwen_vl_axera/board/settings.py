@@ -14,12 +14,13 @@ from qwen_vl_axera.board.timing import TimeSettings
 from qwen_vl_axera.board.tokenizer import MERGES_FILE
 from qwen_vl_axera.checkpoint.config import ModelConfig
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, POST_MODEL, layer_file
+from qwen_vl_axera.contract import CAPTURE, EMBEDDING_FILES, IMAGE_SIZE, layer_file, post_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, write_json
 from qwen_vl_axera.language.chat import processor_template
 from qwen_vl_axera.language.template import TemplateError, render
 from qwen_vl_axera.oracle.record import Capture, read_capture
+from qwen_vl_axera.towers import find_tower
 
 SYSTEM_PROMPT = "You are a helpful assistant."  # of the released chat template
 # All nine must be there or the runtime aborts. Nothing enabled: greedy, as everything here is checked.
@@ -67,14 +68,15 @@ def runtime_config(
         time: what places a clip's steps on the time axis.
         system: of `system_prompt`.
     """
+    board = find_tower(config.model_type).board
     return {
         "model_name": name,
-        "tokenizer_type": "Qwen3VL",  # selects the chat template; the runtime's "Qwen2_5VL" fails
-        "vlm_type": "Qwen2_5VL",
+        "tokenizer_type": board.tokenizer_type,
+        "vlm_type": board.vlm_type,
         "url_tokenizer_model": f"../{MERGES_FILE}",
-        "template_filename_axmodel": "../" + layer_file(prefill_len, "%d"),
+        "template_filename_axmodel": "../" + layer_file(board.layers, prefill_len, "%d"),
         "axmodel_num": config.text.num_hidden_layers,
-        "filename_post_axmodel": f"../{POST_MODEL}",
+        "filename_post_axmodel": f"../{post_file(board.layers)}",
         "filename_tokens_embed": f"../{EMBEDDING_FILES['bfloat16']}",
         "tokens_embed_num": config.text.vocab_size,
         "tokens_embed_size": config.text.hidden_size,

@@ -18,6 +18,7 @@ from qwen_vl_axera.oracle.record import Capture
 FRAMES = 2  # of one step, as the runtime has it
 MAX_FPS = 128
 DEFAULT_FPS = 1
+TOKENS_PER_SECOND = 2  # where time stands in the prompt as text: not used
 STEPS = 64  # for which a pair should hold if one can: the next clip of this rate may be longer
 ANSWER = 128  # positions that should be left for an answer
 MAX_STEPS, MAX_POSITION = 10**5, 2**31  # beyond them a capture is no capture
@@ -67,6 +68,8 @@ def late_clip(capture: Capture, tokens_per_second: int, cache_len: int) -> str |
         tokens_per_second: of the checkpoint.
         cache_len: positions that the language model's cache holds.
     """
+    if not tokens_per_second:  # time stands in the prompt as text
+        return None
     last = int(clip_positions(capture, tokens_per_second)[-1])
     if last + ANSWER <= cache_len:
         return None
@@ -90,6 +93,9 @@ def time_settings(capture: Capture | None, tokens_per_second: int) -> TimeSettin
     Raises:
         InputError: the capture's rate or length can't be.
     """
+    if not tokens_per_second:
+        warning = "the runtime is not known to write this model's time stamps: its answers about videos are doubtful"
+        return TimeSettings(DEFAULT_FPS, TOKENS_PER_SECOND, warning if capture else None)
     if capture is None:
         warning = f"no {CAPTURE} in the work directory: vision_fps is set to {DEFAULT_FPS}"
         return TimeSettings(DEFAULT_FPS, tokens_per_second, warning)

@@ -6,6 +6,7 @@ grow with their number.
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import tarfile
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from preprocess import CHANNELS, PATCH_PIXELS, iter_steps, num_patches, patch_image_to_picture, to_graph_input
+from preprocess import CHANNELS, PATCH_SIZE, iter_steps, patch_image_to_picture, patches_shape, to_graph_input
 from qwen_vl_axera import progress
 from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample, read_manifest
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
@@ -30,9 +31,7 @@ from qwen_vl_axera.files import READ_SIZE, sha256_file, write_record
 from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.swap import aside, repair_swap, swap_directories, temporary_directory
 
-SAMPLE_BYTES = (
-    16 * CHANNELS * PATCH_PIXELS
-)  # of a patch: as bytes and as float32, in the writer's queue, its two frames
+SAMPLE_BYTES = 16 * CHANNELS  # of a pixel in a patch: as bytes and as float32, in the writer's queue, its two frames
 SUFFIXES = {"numpy": ".npy", "image": ".png"}
 
 THUMBNAIL = 16  # pixels per side
@@ -65,6 +64,7 @@ def make_calibration_set(
     picks: Sequence[Pick],
     size: tuple[int, int],
     format: str = "numpy",
+    patch_size: int = PATCH_SIZE,
 ) -> CalibrationSet:
     """Writes WORKDIR/calib: the samples, `hidden_states.tar` and `manifest.json`.
 
@@ -77,6 +77,7 @@ def make_calibration_set(
         picks: which of their steps.
         size: height and width, multiples of 28.
         format: "numpy": float32 (1, 3, S, 392), 0..255; "image": RGB PNG, 392 wide and S high.
+        patch_size: pixels per side.
 
     Raises:
         InputError: nothing decodes, or `calib` holds something else than a calibration set.
@@ -95,10 +96,10 @@ def make_calibration_set(
         for file in sources[pick.source].files(pick.frames):
             if Path(file).resolve().parent == target.resolve():
                 raise InputError(f"{file}: lies in {target}, which is replaced: move it to a place of its own")
-    check_memory(SAMPLE_BYTES * num_patches(*size), f"a sample of {size[0]}x{size[1]}")
+    check_memory(SAMPLE_BYTES * math.prod(patches_shape(1, size, patch_size)), f"a sample of {size[0]}x{size[1]}")
     building, lock = temporary_directory(target.parent, f".{target.name}.tmp-")
     try:
-        samples, thumbnails = _write_samples(building, sources, picks, size, format)
+        samples, thumbnails = _write_samples(building, sources, picks, size, format, patch_size)
         if not samples:
             raise InputError("no calibration sample could be made: the frames chosen do not decode")
         manifest = Manifest(
@@ -124,6 +125,7 @@ def _write_samples(
     picks: Sequence[Pick],
     size: tuple[int, int],
     format: str,
+    patch_size: int,
 ) -> tuple[list[Sample], list[np.ndarray]]:
     taken: deque[Pick] = deque()  # read, but not yet through the resizing threads
     written: deque[Future[Sample]] = deque()
@@ -135,7 +137,7 @@ def _write_samples(
         ThreadPoolExecutor(1) as writer,  # one thread: the archive's members come in order
         progress.stage("calibration samples", len(picks), unit="sample") as stage,
     ):
-        for patches in iter_steps(read_frames(sources, picks, taken), size):
+        for patches in iter_steps(read_frames(sources, picks, taken), size, patch_size=patch_size):
             pick = taken.popleft()
             name = f"sample_{len(thumbnails):05d}{SUFFIXES[format]}"
             changes = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from preprocess import TEMPORAL_PATCH_SIZE, check_size
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE, check_size
 from qwen_vl_axera.contract import CALIB_MANIFEST
 from qwen_vl_axera.files import read_record
 from qwen_vl_axera.record import Amount, Count, Positive, Sha256, Text, record
@@ -80,7 +80,7 @@ class Manifest:
     samples: list[Sample]
 
     def __post_init__(self):
-        check_size(*self.size)
+        check_size(*self.size, MERGE_SIZE)
         if self.num_samples != len(self.samples):
             raise ValueError(f"num_samples is {self.num_samples}, samples holds {len(self.samples)}")
         if self.nearly_identical >= self.num_samples:

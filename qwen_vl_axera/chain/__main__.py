@@ -115,7 +115,7 @@ class Chain:
                 for model in self.models:
                     self.export(model, found)
             if self.left is None and run.fallback and chosen and chosen != config:
-                say(f"the mixed configuration breaks on this compiler: going on with {chosen}")
+                say(f"the probe chose another configuration (probe.json says why): going on with {chosen}")
                 config = chosen
         # Before the vision model, which takes longest: a compiler that names its layers otherwise is noticed here.
         self.do(language(run), video)

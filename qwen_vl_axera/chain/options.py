@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_vl_axera.checkpoint.config import model_name
+from qwen_vl_axera.checkpoint.config import model_name, no_checkpoint, package_place
 from qwen_vl_axera.compiler.pulsar2 import check_lengths
 from qwen_vl_axera.contract import (
     ANSWER,
@@ -36,6 +36,7 @@ from qwen_vl_axera.contract import (
 )
 from qwen_vl_axera.doors import check_file, check_place, printable
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.towers import TOWERS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNKED = "chunked"  # a LAST_KV_CACHE_LEN: as many chunks as the cache holds
@@ -73,6 +74,9 @@ def size(text: str) -> tuple[int, int]:
         from preprocess import check_size
     except ImportError:  # no numpy yet
         return height, width
+    for factor in sorted({tower.factor for tower in TOWERS.values()})[1:]:  # the capture asks the checkpoint's own
+        if not (height % factor or width % factor):
+            return check_size(height, width, factor)
     return check_size(height, width)
 
 
@@ -221,12 +225,9 @@ def read_run(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -
         raise InputError("the checkpoint's path is empty")
     checkpoint = Path(paths[0])
     if not (checkpoint / "config.json").is_file():
-        raise InputError(f"{checkpoint}: expected a directory with a Qwen2.5-VL checkpoint, found none")
+        raise InputError(no_checkpoint(checkpoint))
     workdir = Path(environment.get("WORKDIR") or Path.cwd())
-    name = model_name(checkpoint)  # in the hub's cache, the model's: nothing is written there
-    out = f"{checkpoint}-AX650" if name == checkpoint.resolve().name else workdir / f"{name}-AX650"
-    if args.demo:
-        out = workdir / f"{name}-AX650"
+    out = workdir / f"{DEMO_MODEL.name}-AX650" if args.demo else package_place(checkpoint, workdir)
     values = read_variables(environment)
     config = ROOT / ("config_video_normalized.json" if values["INPUT"] == "normalized" else "config_video.json")
     fallback = None

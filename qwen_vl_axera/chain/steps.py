@@ -23,19 +23,20 @@ from qwen_vl_axera.contract import (
     EXACT,
     FIDELITY,
     FIDELITY_TOKENS,
-    LAYOUT_TENSORS,
     MODES,
     ORACLE,
     PICTURES,
     PIXELS,
-    POST_MODEL,
     PROBE,
     QUANTIZATION,
     STEP_PATCHES,
     data_file,
     graph_stem,
     layer_file,
+    post_file,
 )
+from qwen_vl_axera.towers import find_tower
+from qwen_vl_axera.towers.tower import Tower
 
 FORM = "@form"  # in a command that is left for later: what the probe will find
 LENGTHS = ("PREFILL_LEN", "KV_CACHE_LEN", "LAST_KV_CACHE_LEN")
@@ -132,7 +133,7 @@ class Model:
         source, frames = capture_source(self.run.videos) if self.mode == "image" else (self.run.videos[0], None)
         words = ["--num-frames", str(frames)] if frames else []
         words += self._flags("IMAGE_SIZE") if self.mode == "image" else self._flags("NUM_FRAMES", "FPS", "SIZE")
-        layout = [f"{name}.pth" for name in (STEP_PATCHES, *LAYOUT_TENSORS)]
+        layout = [f"{name}.pth" for name in (STEP_PATCHES, *tower_of(self.run).layout_tensors)]
         return Step(
             "capture",
             self._title("1 transformers' vision tower, step by step"),
@@ -149,7 +150,7 @@ class Model:
             "export",
             self._title("2 PyTorch -> ONNX"),
             python("export.py", self.run.checkpoint, self.mode, *words),
-            reads=self.work(CAPTURE, *(f"{name}.pth" for name in LAYOUT_TENSORS)),
+            reads=self.work(CAPTURE, *(f"{name}.pth" for name in tower_of(self.run).layout_tensors)),
             writes=[self.graph, self.uint8, self.weights],
             keeps=[self.weights],
             checkpoint=self.run.checkpoint,
@@ -248,8 +249,19 @@ def language_models(run: Run) -> list[Path]:
         layers = load_config(run.checkpoint).text.num_hidden_layers
     except ImportError:
         return []
-    names = [layer_file(run.values["PREFILL_LEN"], number) for number in range(layers)]
-    return [run.out / name for name in (*names, POST_MODEL)]
+    prefix = tower_of(run).board.layers
+    names = [layer_file(prefix, run.values["PREFILL_LEN"], number) for number in range(layers)]
+    return [run.out / name for name in (*names, post_file(prefix))]
+
+
+def tower_of(run: Run) -> Tower:
+    """The checkpoint's tower; Qwen2.5-VL's before there is an environment that reads config.json."""
+    try:
+        from qwen_vl_axera.checkpoint.config import load_config
+
+        return find_tower(load_config(run.checkpoint).model_type)
+    except ImportError:
+        return find_tower("qwen2_5_vl")
 
 
 def embedding(run: Run) -> Step:

@@ -16,7 +16,7 @@ from qwen_vl_axera.files import read_field, read_json
 from qwen_vl_axera.towers import find_tower
 
 if TYPE_CHECKING:
-    from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
+    from qwen_vl_axera.towers.shape import VisionShape
 
 ADAPTER = "adapter_config.json"
 MERGE = (
@@ -39,6 +39,7 @@ class TextConfig:
     vocab_size: int
     tie_word_embeddings: bool
     max_position_embeddings: int = MAX_POSITIONS
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ModelConfig:
     """A checkpoint's configuration: which tower, both halves, and the special token ids."""
 
     model_type: str
-    vision: "VisionConfig"
+    vision: "VisionShape"
     text: TextConfig
     image_token_id: int
     video_token_id: int
@@ -69,6 +70,12 @@ def model_name(directory: Path) -> str:
     return name
 
 
+def package_place(checkpoint: Path, workdir: Path) -> Path:
+    """OUT where none is given: beside the checkpoint, or in the work directory where that would be the hub's cache."""
+    name = model_name(checkpoint)
+    return Path(f"{checkpoint}-AX650") if name == Path(checkpoint).resolve().name else workdir / f"{name}-AX650"
+
+
 def load_config(checkpoint: Path) -> ModelConfig:
     """Reads `config.json` of a checkpoint directory.
 
@@ -79,7 +86,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     checkpoint = Path(checkpoint)
     path = checkpoint / "config.json"
     if not path.exists() or (checkpoint / ADAPTER).exists():
-        raise InputError(_no_checkpoint(checkpoint))
+        raise InputError(no_checkpoint(checkpoint))
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: expected a JSON object")
@@ -101,7 +108,7 @@ def load_config(checkpoint: Path) -> ModelConfig:
     )
 
 
-def _no_checkpoint(directory: Path) -> str:
+def no_checkpoint(directory: Path) -> str:
     """What a directory is that is no whole checkpoint, and what to do."""
     if not directory.is_dir():
         hint = ""
@@ -126,7 +133,8 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
     key_value_heads = heads if merged.get("num_key_value_heads") is None else get("num_key_value_heads")
     if heads % key_value_heads:
         raise InputError(f"{path}: {heads} attention heads are no multiple of num_key_value_heads {key_value_heads}")
-    _check_rope(path, merged, get("hidden_size") // heads)
+    head_dim = get("head_dim", default=get("hidden_size") // heads)
+    _check_rope(path, merged, head_dim)
     return TextConfig(
         hidden_size=get("hidden_size"),
         intermediate_size=get("intermediate_size"),
@@ -137,6 +145,7 @@ def _text(path: Path, raw: dict[str, Any]) -> TextConfig:
         # Written at the top by every release; a nested copy may hold a class default instead.
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", False))),
         max_position_embeddings=get("max_position_embeddings", default=MAX_POSITIONS),
+        head_dim=head_dim,
     )
 
 

@@ -26,7 +26,7 @@ from qwen_vl_axera.compiler.pulsar2 import (
     version_lines,
 )
 from qwen_vl_axera.compiler.tool import VARIABLE, Command, Tool, execute, find_tool
-from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, QUANTIZED, WEIGHT_TYPES, GraphSpec
+from qwen_vl_axera.contract import CHIP, PARALLEL, POST_WEIGHT_TYPES, WEIGHT_TYPES, GraphSpec
 from qwen_vl_axera.doors import check_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import move_file
@@ -85,14 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command.line())
     else:
         print(f"+ {command.line()}", file=sys.stderr)
-        if args.step == "build":  # an earlier build's record must not be taken for this one's
-            (command.expects[0][0] / QUANTIZED).unlink(missing_ok=True)
         if args.step == "version":  # a question: its answer is bounded
             print("\n".join(version_lines(tool)))
             return cli.EXIT_OK
-        execute(command, seconds=expected_seconds(args) if args.step == "build" else None)
-        if args.step == "build" and args.deliver:
-            directory, name = command.expects[0]
+        if args.step != "build":
+            execute(command)
+            return cli.EXIT_OK
+        from qwen_vl_axera.compiled.log import kept_log
+
+        directory, name = command.expects[0]
+        with kept_log(directory) as lines:
+            execute(command, lines.append, expected_seconds(args))
+        if args.deliver:
             move_file(next(directory.glob(name)), args.deliver)
     return cli.EXIT_OK
 

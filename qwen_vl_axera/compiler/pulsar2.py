@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_vl_axera.compiler.tool import Command, Paths, Tool, ask, option
-from qwen_vl_axera.contract import BUILD_OUTPUT, CHIP, KV_CACHE_LEN, PARALLEL, POST_MODEL, PREFILL_LEN, layer_file
+from qwen_vl_axera.contract import BUILD_OUTPUT, CHIP, KV_CACHE_LEN, PARALLEL, PREFILL_LEN, layer_file, post_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
@@ -116,8 +116,8 @@ def llm_build_command(
         argv += option(flag, value) if value else []
     argv += [*option("--parallel", parallel), *option("--chip", chip), *extra]
     # With chunks, the tool's name for the prefill is its own.
-    layers = [layer_file("*", number) for number in range(num_layers)]
-    names = [*layers, POST_MODEL]
+    # Whichever model it is, its layers' names begin with.
+    names = [*(layer_file("*", "*", number) for number in range(num_layers)), post_file("*")]
     # Whether the tool keeps the layers of an earlier run is not documented: older ones are accepted.
     return paths.command(argv, [output], [(output, name) for name in names], fresh=False)
 

@@ -8,8 +8,9 @@ import onnx
 
 from qwen_vl_axera.contract import INPUT_NAME
 from qwen_vl_axera.fidelity.metrics import rms
+from qwen_vl_axera.fidelity.record import THRESHOLDS
 from qwen_vl_axera.fidelity.runtime import OnnxTower
-from qwen_vl_axera.fidelity.truth import THRESHOLDS, ratio
+from qwen_vl_axera.fidelity.truth import ratio
 from qwen_vl_axera.graph.files import load_graph
 
 TOKENS = 256  # the worst ones are looked at: what 1288x1288 would need for all of them is gigabytes
@@ -39,7 +40,7 @@ def first_wrong_stage(
         return None
     for name, states in exact.items():
         errors = rms(found[name] - states), rms(floor[name] - states)
-        if not np.isfinite(errors[0]) or ratio(*map(np.array, errors)) > THRESHOLDS["typical_error_ratio"]:
+        if not np.isfinite(errors[0]) or ratio(*map(np.array, errors)) > THRESHOLDS.typical_ratio:
             return "the patch embedding" if name == "patch_embed" else name.replace("blocks.", "block ")
     return "the merger"
 

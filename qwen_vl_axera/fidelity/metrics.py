@@ -1,8 +1,5 @@
 """How far one set of tokens is from another."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 WORST = float(np.finfo(np.float64).max)  # of errors: JSON has no infinity
@@ -89,9 +86,3 @@ def within(figures: dict[str, float], thresholds: dict[str, float]) -> bool:
         figures[name] >= limit if name.endswith("cosine") else figures[name] <= limit
         for name, limit in thresholds.items()
     )
-
-
-def graph_report(file: str, steps: Sequence[dict[str, float]], thresholds: dict[str, float]) -> dict[str, Any]:
-    """One graph's entry in `fidelity.json`."""
-    passed = bool(steps) and all(within(figures, thresholds) for figures in steps)
-    return {"file": file, "passed": passed, "thresholds": thresholds, "steps": list(steps)}

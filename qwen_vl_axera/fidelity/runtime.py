@@ -10,6 +10,7 @@ from preprocess import normalize, to_graph_input
 from qwen_vl_axera.contract import INPUT_NAME
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.graph.files import check_data, load_graph, read_spec
+from qwen_vl_axera.towers import find_tower
 
 # ONNX Runtime's name for where a model that comes from memory has its data file.
 DATA_DIRECTORY = "session.model_external_initializers_file_folder_path"
@@ -64,7 +65,7 @@ class OnnxTower:
             patches: uint8 (S, 392, 3).
 
         Returns:
-            float32 (S/4, out_hidden) in reading order.
+            float32 (S/4, out_hidden) in reading order; of several outputs, their channels one after the other.
 
         Raises:
             InputError: S is not the graph's.
@@ -73,13 +74,16 @@ class OnnxTower:
             raise InputError(
                 f"{self.path}: made for {self.num_patches} patches a step ({self.size}), got {len(patches)}"
             )
-        return self.session.run(None, {INPUT_NAME: self.graph_input(patches)})[0]
+        return np.concatenate(self.session.run(None, {INPUT_NAME: self.graph_input(patches)}), -1)
 
     def graph_input(self, patches: np.ndarray) -> np.ndarray:
         """uint8 (S, 392, 3) as this graph takes it."""
         if self.uint8:
             return patches[None]
-        return to_graph_input(patches) if self.spec.input == "pixels" else normalize(patches)
+        if self.spec.input == "pixels":
+            return to_graph_input(patches)
+        tower = find_tower(self.spec.tower)
+        return normalize(patches, tower.mean, tower.std)
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """uint8 (T, S, 392, 3) -> float32 (T·S/4, out_hidden)."""

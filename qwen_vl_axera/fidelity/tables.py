@@ -1,58 +1,53 @@
 """The report of a comparison, for the screen."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from qwen_vl_axera.fidelity.metrics import within
+from qwen_vl_axera.fidelity.record import Fidelity, Figures, Graph
+from qwen_vl_axera.language.record import Answer
 
 HEAD = "graph", "step", "max abs", "relative", "mean abs", "cosine", "lowest token", ""
 
 
-def fidelity_table(report: dict[str, Any]) -> str:
-    """`fidelity.json` for the screen: a row for each graph and step, each graph's error, then what is wrong."""
+# What the ratios are called, in the order of the line.
+RATIOS = {
+    "typical_ratio": "typical token",
+    "window_ratio": "worst windows",
+    "most_ratio": "nine of ten",
+    "ratio": "all",
+    "token_ratio": "worst token",
+}
+
+
+def fidelity_table(report: Fidelity) -> str:
+    """`fidelity.json` for the screen: a row for each step that ran, each graph's error, then what is wrong."""
     rows = [(*HEAD[:-1], "ratio", "")]
-    for graph in report["graphs"]:
-        for number, figures in enumerate(graph["steps"]):
-            ratio = f"{figures['exact']['ratio']:.3g}" if "exact" in figures else "–"
-            rows.append((*cells(graph["file"], number, figures), ratio, "ok" if figures["passed"] else "FAILED"))
+    for graph in report.graphs:
+        for number, step in enumerate(() if graph.same_as else graph.steps):
+            ratio = f"{step.exact.ratio:.3g}" if step.exact else "–"
+            rows.append((*cells(graph.file, number, step), ratio, "ok" if step.holds else "FAILED"))
     lines = columns(rows)
-    for graph in report["graphs"]:
-        if exact := graph["exact"]:
-            lines.append(
-                f"{graph['file']}: error {exact['graph_error']:.2e}, transformers' own {exact['reference_error']:.2e}: "
-                f"ratio {exact['ratio']:.3g}, of a typical token {exact['typical_ratio']:.3g}, "
-                f"of the worst {exact['token_ratio']:.3g}"
-            )
-    limits = "of a typical token {typical_error_ratio:g}, of all {error_ratio:g}, of the worst {token_error_ratio:g}"
-    limits = limits.format(**report["thresholds"])
-    lines.append(f"errors are root mean squares against float64; limits of the ratio: {limits}")
-    lines += [f"{graph['file']}: {problem}" for graph in report["graphs"] for problem in graph["problems"]]
+    lines += [f"{graph.file}: {ratios(graph, report)}" for graph in report.graphs]
+    lines += [f"{graph.file}: {problem}" for graph in report.graphs for problem in graph.problems]
     return "\n".join(lines)
 
 
-def table(report: dict[str, Any]) -> str:
-    """A report that is judged by thresholds, for the screen: a row for each graph and step."""
-    rows = [HEAD]
-    for graph in report["graphs"]:
-        for number, figures in enumerate(graph["steps"]):
-            verdict = "ok" if within(figures, graph["thresholds"]) else "FAILED"
-            rows.append((*cells(graph["file"], number, figures), verdict))
-    limits = ", ".join(
-        f"{name} {'≥' if name.endswith('cosine') else '≤'} {limit:g}" for name, limit in report["thresholds"].items()
+def ratios(graph: Graph, report: Fidelity) -> str:
+    """A graph's errors over transformers' own, with their limits, in a line."""
+    if not graph.steps:
+        return "not run: it is built otherwise than export.py builds it"
+    if graph.exact is None:
+        return "no error can be measured: its answer is not finite"
+    parts = (
+        f"{name} {getattr(graph.exact, field):.3g} (limit {getattr(report.thresholds, field):g})"
+        for field, name in RATIOS.items()
     )
-    return "\n".join([*columns(rows), f"thresholds: {limits}"])
+    same = f"; the same nodes, weights and values as {graph.same_as}" if graph.same_as else ""
+    return f"{' · '.join(parts)}; 1 = as exact as transformers{same}"
 
 
-def cells(file: str, step: int, figures: dict[str, float]) -> tuple[str, ...]:
-    return (
-        file,
-        str(step),
-        f"{figures['max_abs']:.2e}",
-        f"{figures['max_abs_relative']:.2e}",
-        f"{figures['mean_abs']:.2e}",
-        f"{figures['cosine']:.8f}",
-        f"{figures['min_token_cosine']:.8f}",
-    )
+def cells(file: str, step: int, figures: Figures) -> tuple[str, ...]:
+    errors = (f"{error:.2e}" for error in (figures.max_abs, figures.max_abs_relative, figures.mean_abs))
+    return file, str(step), *errors, f"{figures.cosine:.8f}", f"{figures.min_token_cosine:.8f}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -67,22 +62,18 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def text_table(entries: Sequence[dict[str, Any]]) -> str:
+def text_table(answers: Sequence[Answer]) -> str:
     """The answers for the screen: both texts, and the first token that differs with its probabilities."""
     lines = []
-    for entry in entries:
-        verdict = f"equal, {entry['tokens']} tokens" if entry["equal"] else "DIFFERENT"
+    for answer in answers:
+        verdict = f"equal, {answer.tokens} tokens" if answer.equal else "DIFFERENT"
         lines += [
-            entry["prompt"],
-            f"  transformers  {entry['reference']}",
-            f"  ONNX          {entry['onnx']}  ({verdict})",
+            answer.prompt,
+            f"  transformers  {answer.reference}",
+            f"  ONNX          {answer.onnx}  ({verdict})",
         ]
-        difference = entry.get("first_difference")
-        if difference:
-            sides = [
-                f"{name} {side['text']!r} (p {side['probability']:.3f})"
-                for name, side in difference.items()
-                if name != "token"
-            ]
-            lines.append(f"  first difference at token {difference['token']}: {', '.join(sides)}")
+        if difference := answer.first_difference:
+            sides = {"reference": difference.reference, "onnx": difference.onnx}
+            tokens = (f"{name} {side.text!r} (p {side.probability:.3f})" for name, side in sides.items() if side)
+            lines.append(f"  first difference at token {difference.token}: {', '.join(tokens)}")
     return "\n".join(lines)

@@ -1,30 +1,28 @@
-"""`fidelity_tokens.npz`: the errors of every token, beside `fidelity.json` and for the same run.
+"""`fidelity_tokens.npz`: the errors of every token, beside `fidelity.json`, which carries its hash.
 
-Members, all float64 (T, H/28, W/28) but the hashes, which are uint8 (32,):
+Members, float64 (T, H/28, W/28):
 
     GRAPH.onnx/cosine_distance  1 - cosine with transformers' float32
     GRAPH.onnx/error_ratio      the error over transformers' own, against the exact answer; NaN where there is none
-    GRAPH.onnx/sha256           of the graph's file
-    vit_out.npy/sha256          of transformers' answer: says which clip, weights and run it was
 """
 
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS, ORACLE, shared_place
+from qwen_vl_axera.contract import FIDELITY, FIDELITY_TOKENS
 from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import Graph
-from qwen_vl_axera.files import require, sha256_file, write_arrays
+from qwen_vl_axera.fidelity.record import Fidelity, Graph
+from qwen_vl_axera.files import require, write_arrays
+from qwen_vl_axera.made_from import stale
 
 MADE_BY = "test_onnx_video_by_sec.py"
-COSINE_DISTANCE, ERROR_RATIO, SHA256 = "cosine_distance", "error_ratio", "sha256"
+COSINE_DISTANCE, ERROR_RATIO = "cosine_distance", "error_ratio"
 # The same tokens give the same cosine up to rounding in float64, of sums over some thousand channels.
 ROUNDING = 1e-14
 # What zipfile, zlib and numpy raise on damaged files.
@@ -47,48 +45,47 @@ def token_errors_path(report: Path) -> Path:
     return report.with_name(report.stem + FIDELITY_TOKENS.removeprefix(Path(FIDELITY).stem))
 
 
-def write_token_errors(path: Path, errors: dict[str, np.ndarray], graphs: Sequence[Path], clip: Path) -> None:
+def write_token_errors(report: Path, errors: dict[str, np.ndarray]) -> Path:
     """Writes the errors of one run.
 
     Args:
-        path: the file.
+        report: the file that they stand beside.
         errors: GRAPH.onnx/cosine_distance and GRAPH.onnx/error_ratio of each graph.
-        graphs: the graphs.
-        clip: the directory of the capture that they were compared with.
+
+    Returns:
+        The file written.
     """
-    hashes = {f"{file.name}/{SHA256}": file for file in (*graphs, clip / ORACLE)}
-    write_arrays(path, errors | {name: _digest(file) for name, file in hashes.items()})
+    path = token_errors_path(report)
+    write_arrays(path, errors)
+    return path
 
 
 def is_token_errors(path: Path) -> bool:
     """Whether a file holds the errors of a run, of whatever name."""
     try:
         with open_file(path) as stored, zipfile.ZipFile(stored) as archive:
-            return f"{ORACLE}/{SHA256}.npy" in archive.namelist()
+            return any(name.endswith(f"/{COSINE_DISTANCE}.npy") for name in archive.namelist())
     except DAMAGE:
         return False
 
 
-def read_token_errors(path: Path, graph: Graph, workdir: Path, shape: tuple[int, int, int]) -> TokenErrors:
-    """The errors of one graph's tokens, if they are of `fidelity.json`'s run and of what lies in the work directory.
+def read_token_errors(path: Path, graph: Graph, fidelity: Fidelity, shape: tuple[int, int, int]) -> TokenErrors:
+    """The errors of one graph's tokens, if they are of `fidelity.json`'s run.
 
     Args:
         path: the file.
-        graph: its entry in `fidelity.json`.
-        workdir: holds the graph and transformers' answer; of the picture model, the answer alone.
+        graph: its entry in `fidelity`.
+        fidelity: of the same directory.
         shape: temporal steps, rows and columns of tokens of the captured clip.
 
     Raises:
-        InputError: missing, damaged, or of another clip, graph or run; the message says which.
+        InputError: missing, damaged, or of another clip or run; the message says which.
     """
     again = f"run {MADE_BY} again"
+    if problem := stale({name: value for name, value in fidelity.made_from.items() if name == path.name}, path.parent):
+        raise InputError(f"{path} is of another run ({problem}): {again}")
     try:
         with open_file(require(path, MADE_BY)) as stored, zipfile.ZipFile(stored) as archive:
-            for file in (ORACLE, graph.file):
-                written = _member(archive, f"{file}/{SHA256}", (32,), np.uint8)
-                place = (workdir if file == ORACLE else shared_place(workdir)) / file
-                if Path(file).name != file or not (written == _digest(require(place, "export.py"))).all():
-                    raise InputError(f"{path} was made with another {file}: {again}")
             distance, ratio = (
                 _member(archive, f"{graph.file}/{name}", shape, np.float64) for name in (COSINE_DISTANCE, ERROR_RATIO)
             )
@@ -115,7 +112,3 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: 
             raise InputError(f"{name} in it is not of the captured clip: run {MADE_BY} again")
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.frombuffer(file.read(count), dtype).reshape(shape)
-
-
-def _digest(path: Path) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(sha256_file(path)), np.uint8)

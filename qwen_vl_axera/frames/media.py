@@ -18,6 +18,7 @@ from typing import IO
 from PIL import Image
 
 from preprocess import (
+    FACTOR,
     HEIF_REMEDY,
     MAX_PIXELS,
     MIN_PIXELS,
@@ -143,6 +144,7 @@ def frame_size(
     size: tuple[int, int] | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
+    factor: int = FACTOR,
 ) -> tuple[int, int]:
     """The size at which the model sees a clip.
 
@@ -151,16 +153,17 @@ def frame_size(
         size: height and width to use as they are.
         max_pixels, min_pixels: bounds of the area (default: 308·308 and 56·56) for Qwen's own rule; a size
             that the board would misread gives way to its neighbour.
+        factor: pixels per side of a token.
 
     Raises:
-        InputError: a side is no multiple of 28 (the message names the nearest), or the bounds make no sense.
+        InputError: a side is no multiple of `factor` (the message names the nearest), or the bounds make no sense.
     """
     try:
         if size is not None:
-            return check_size(*size)
+            return check_size(*size, factor)
         most = MAX_PIXELS if max_pixels is None else max_pixels
         least = min(MIN_PIXELS, most) if min_pixels is None else min_pixels
-        return automatic_size(*clip.shape, min_pixels=least, max_pixels=most)
+        return automatic_size(*clip.shape, min_pixels=least, max_pixels=most, factor=factor)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -22,34 +22,60 @@ from qwen_vl_axera.files import require
 Weights = Iterable[tuple[str, np.ndarray]]
 
 
-def structure_problems(checkpoint: Checkpoint, model: onnx.ModelProto, spec: GraphSpec) -> Iterator[str]:
-    """Where a graph differs from one that is traced now: interface, nodes, constants, where its weights lie.
+def fresh_model(checkpoint: Checkpoint, spec: GraphSpec) -> onnx.ModelProto:
+    """The graph that export.py would write now, without its metadata."""
+    from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
+
+    tower, config = checkpoint.tower, checkpoint.config.vision
+    module = meta_module(tower, config, tower.layout(config, spec.size, checkpoint), spec)
+    return trace(module, place_weights(tower, config, module, spec, data_file(checkpoint.name)), spec, {})
+
+
+def structure_problems(fresh: onnx.ModelProto, model: onnx.ModelProto) -> Iterator[str]:
+    """Where a graph is built otherwise than one that is traced now: versions, interface, nodes, kinds of constants.
+
+    A graph without such a difference takes the time and the memory that ours takes.
 
     Args:
-        checkpoint: the model.
+        fresh: from `fresh_model`.
         model: the graph, without its external data.
-        spec: what it was exported for.
 
     Yields:
         One line for each difference; of the nodes only the first one's.
     """
-    from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
-
-    tower, config = checkpoint.tower, checkpoint.config.vision
-    module = meta_module(tower, config, tower.layout(config, spec.size), spec)
-    fresh = trace(module, place_weights(tower, config, module, spec, data_file(checkpoint.name)), spec, {}).graph
-    graph = model.graph
-    for what, ours, theirs in (("input", fresh.input, graph.input), ("output", fresh.output, graph.output)):
-        if list(ours) != list(theirs):
-            yield f"{what} is {signature(theirs)}, expected {signature(ours)}"
-    yield from node_problems(list(fresh.node), list(graph.node))
-    expected = {tensor.name: tensor for tensor in fresh.initializer}
+    for name in ("ir_version", "opset_import", "functions"):
+        ours, theirs = (" ".join(str(getattr(one, name)).split()) for one in (fresh, model))
+        if ours != theirs:
+            yield f"{name} is {theirs[:100]}, expected {ours}"
+    ours, graph = fresh.graph, model.graph
+    for what, one, other in (("input", ours.input, graph.input), ("output", ours.output, graph.output)):
+        if list(one) != list(other):
+            yield f"{what} is {signature(other)}, expected {signature(one)}"
+    yield from node_problems(list(ours.node), list(graph.node))
+    expected = {tensor.name: tensor for tensor in ours.initializer}
     found = {tensor.name: tensor for tensor in graph.initializer}
+    if len(found) < len(graph.initializer) or graph.sparse_initializer:
+        yield "constants are given twice, or sparse"
     for name in sorted(expected.keys() ^ found.keys()):
         yield f"constant {name} {'is missing' if name in expected else 'should not be there'}"
     for name, tensor in expected.items():
-        if name in found and found[name] != tensor:
+        if name in found:
             yield from constant_problems(tensor, found[name])
+
+
+def value_problems(fresh: onnx.ModelProto, model: onnx.ModelProto) -> Iterator[str]:
+    """Constants of a graph that hold other values than one that is traced now; weights are left to `weight_problems`.
+
+    Args:
+        fresh: from `fresh_model`.
+        model: a graph without `structure_problems`.
+    """
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for tensor in fresh.graph.initializer:
+        if not tensor.external_data and found[tensor.name] != tensor:
+            ours, theirs = (numpy_helper.to_array(one) for one in (tensor, found[tensor.name]))
+            if difference := value_difference(ours, theirs):
+                yield f"constant {tensor.name}: {difference}"
 
 
 def node_problems(expected: list[onnx.NodeProto], found: list[onnx.NodeProto]) -> Iterator[str]:
@@ -73,17 +99,16 @@ def describe(node: onnx.NodeProto, other: onnx.NodeProto) -> str:
 
 
 def constant_problems(expected: onnx.TensorProto, found: onnx.TensorProto) -> Iterator[str]:
-    """How a constant differs. A weight that lies in the graph file itself is left to `weight_problems`."""
+    """How a constant is another kind of array. A weight may lie in the graph file itself."""
     shapes = list(found.dims), list(expected.dims)
     if shapes[0] != shapes[1] or found.data_type != expected.data_type:
         types = [onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in (found, expected)]
         yield f"constant {expected.name} is {types[0]} {shapes[0]}, expected {types[1]} {shapes[1]}"
     elif expected.external_data and found.external_data:
-        yield f"constant {expected.name} lies at {place_of(found)}, expected {place_of(expected)}"
-    elif not expected.external_data:
-        ours, theirs = (numpy_helper.to_array(tensor) for tensor in (expected, found))
-        if difference := value_difference(ours, theirs):
-            yield f"constant {expected.name}: {difference}"
+        if place_of(expected) != place_of(found):
+            yield f"constant {expected.name} lies at {place_of(found)}, expected {place_of(expected)}"
+    elif found.external_data:
+        yield f"constant {expected.name} lies at {place_of(found)}, expected it in the graph file"
 
 
 def weight_problems(weights: Weights, model: onnx.ModelProto, directory: Path) -> Iterator[str]:
@@ -123,6 +148,12 @@ def read_weight(tensor: onnx.TensorProto, directory: Path) -> np.ndarray:
     if len(values) != count:
         raise InputError(f"{path}: ends inside {tensor.name}: run export.py again")
     return values
+
+
+def data_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """The files beside a graph that hold its weights."""
+    places = (place_of(tensor).get("location") for tensor in model.graph.initializer if tensor.external_data)
+    return [Path(path).parent / Path(str(name)).name for name in dict.fromkeys(places)]
 
 
 def place_of(tensor: onnx.TensorProto) -> dict[str, Any]:

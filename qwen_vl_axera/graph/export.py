@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from preprocess import MEAN, STD, check_size
+from preprocess import check_size
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import CAPTURE, IMAGE_SIZE, PICTURES, GraphSpec, data_file
 from qwen_vl_axera.errors import CheckFailed, InputError
-from qwen_vl_axera.oracle.record import read_capture, read_layout, versions
+from qwen_vl_axera.oracle.record import check_unchanged, read_capture, read_layout, versions
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +41,6 @@ def export_vision(
     workdir: Path,
     mode: str = "video",
     sizes: Sequence[Size] = (),
-    probe: bool = False,
     **form: Any,
 ) -> list[ExportedGraph]:
     """Writes `NAME_vision*.onnx`, their uint8 twins and `NAME_vision.onnx.data`.
@@ -51,11 +50,10 @@ def export_vision(
         workdir: where the files go and where step 1 left its capture.
         mode: "video" (two frames a step) or "image" (one picture fills both slots; same network).
         sizes: heights and widths in pixels; none: the captured size, or 448x448 for images.
-        probe: writes `NAME_vision*_probe.onnx` and its twin, too.
         form: `input`, `window_mode` and `opset` of the `GraphSpec`s.
 
     Returns:
-        The graphs, float32 input before uint8 input for each size, probes last.
+        The graphs, float32 input before uint8 input for each size.
 
     Raises:
         InputError: no size is known, the capture has another size, or a tensor of the checkpoint is unusable.
@@ -65,13 +63,12 @@ def export_vision(
     from qwen_vl_axera.graph.operators import statistics
 
     workdir, tower, config = Path(workdir), checkpoint.tower, checkpoint.config.vision
-    sizes = [checked_size(size) for size in dict.fromkeys(sizes)] or [default_size(mode, workdir)]
+    sizes = [checked_size(size, config.factor) for size in dict.fromkeys(sizes)] or [default_size(mode, workdir)]
     for size in sizes:
         check_vision(checkpoint, size)
-    layouts = {size: tower.layout(config, size) for size in sizes}
+    layouts = {size: tower.layout(config, size, checkpoint) for size in sizes}
     floats = [GraphSpec(tower.model_type, size, mode, **form) for size in sizes]
     specs = [spec for one in floats for spec in (one, replace(one, uint8=True))]
-    specs += [replace(spec, probe=True) for spec in specs] * probe
     check_capture(workdir / PICTURES if mode == "image" else workdir, layouts)
     names = {spec: f"{spec.stem(checkpoint.name, sized=len(sizes) > 1)}.onnx" for spec in specs}
     check_shared_data(workdir, checkpoint.name, set(names.values()), floats[0].input)
@@ -94,7 +91,7 @@ def trace_graph(checkpoint: Checkpoint, spec: GraphSpec) -> "tuple[onnx.ModelPro
     from qwen_vl_axera.graph.trace import meta_module, place_weights, trace
 
     tower, config = checkpoint.tower, checkpoint.config.vision
-    module = meta_module(tower, config, tower.layout(config, spec.size), spec)
+    module = meta_module(tower, config, tower.layout(config, spec.size, checkpoint), spec)
     data = place_weights(tower, config, module, spec, data_file(checkpoint.name))
     return trace(module, data, spec, describe(checkpoint, spec)), data
 
@@ -103,8 +100,8 @@ def describe(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Any]:
     """A graph's metadata: what it is, for whoever finds it alone."""
     return spec.metadata() | {
         "checkpoint": checkpoint.name,
-        "mean": list(MEAN),
-        "std": list(STD),
+        "mean": list(checkpoint.tower.mean),
+        "std": list(checkpoint.tower.std),
         "patch_order": PATCH_ORDER,
         "versions": versions(),
     }
@@ -138,14 +135,14 @@ def default_size(mode: str, workdir: Path) -> Size:
         raise InputError(f"{error}; or give --size H W") from None
 
 
-def checked_size(size: Size) -> Size:
+def checked_size(size: Size, factor: int) -> Size:
     """A size that every other script takes, too.
 
     Raises:
-        InputError: a side is no multiple of 28, or one is 200 times the other.
+        InputError: a side is no multiple of `factor`, or one is 200 times the other.
     """
     try:
-        return check_size(*size)
+        return check_size(*size, factor)
     except ValueError as error:
         raise InputError(f"--{error}") from None
 
@@ -169,7 +166,7 @@ def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
             f"{Path(workdir) / CAPTURE} is of size {capture.size[0]}x{capture.size[1]}, asked for {height}x{width}: "
             f"run run_video_by_sec.py with --size {height} {width}, or use another --workdir"
         )
-    theirs = read_layout(workdir)
+    theirs = read_layout(workdir, layout.saved)
     for name, expected in layout.saved.items():
         tolerance = ROTARY_TOLERANCE if expected.dtype == np.float32 else 0
         same = theirs[name].shape == expected.shape
@@ -179,3 +176,4 @@ def check_capture(workdir: Path, layouts: dict[Size, Any]) -> None:
                 f"{name}.pth in {workdir} is not what this size gives: transformers {theirs[name].shape}, "
                 f"derived {expected.shape}; run run_video_by_sec.py again, and report it if that does not help"
             )
+    check_unchanged(workdir, capture, *(f"{name}.pth" for name in layout.saved))

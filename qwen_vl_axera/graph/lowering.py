@@ -5,7 +5,7 @@ device, for its shape alone, and emits the ONNX nodes for it.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx, nn
 
 import qwen_vl_axera
-from qwen_vl_axera.contract import INPUT_NAME, OUTPUT_NAME
+from qwen_vl_axera.contract import INPUT_NAME
 from qwen_vl_axera.graph.external_data import DataFile
 from qwen_vl_axera.graph.files import METADATA_PREFIX
 
@@ -52,9 +52,9 @@ class Tracer(fx.Tracer):
 class Lowering(fx.Interpreter):
     """Runs a traced tower on the meta device and emits ONNX nodes as it goes."""
 
-    def __init__(self, traced: fx.GraphModule, data: DataFile, opset: int):
+    def __init__(self, traced: fx.GraphModule, data: DataFile, opset: int, outputs: Sequence[str]):
         super().__init__(traced, garbage_collect_values=False)
-        self.data, self.opset = data, opset
+        self.data, self.opset, self.outputs = data, opset, outputs
         self.parameters_by_name = dict(traced.named_parameters())
         self.nodes: list[onnx.NodeProto] = []
         self.values: list[onnx.ValueInfoProto] = []
@@ -62,7 +62,7 @@ class Lowering(fx.Interpreter):
         self.names: dict[fx.Node, Any] = {}  # ONNX tensor name, or a tuple of names for a split
         self.taken: dict[str, int] = {}
         self.graph_input: onnx.ValueInfoProto | None = None
-        self.graph_output: onnx.ValueInfoProto | None = None
+        self.graph_outputs: list[onnx.ValueInfoProto] = []
 
     def run_node(self, node: fx.Node) -> Any:
         result = super().run_node(node)
@@ -72,7 +72,10 @@ class Lowering(fx.Interpreter):
         elif node.op == "get_attr":
             result = self.constant_of_module(node, result)
         elif node.op == "output":
-            self.name_output(node.args[0], result)
+            several = isinstance(result, tuple)
+            nodes, results = (node.args[0], result) if several else ([node.args[0]], [result])
+            for name, made, value in zip(self.outputs, nodes, results, strict=True):
+                self.name_output(name, made, value)
         else:
             self.lower(node, result)
         return result
@@ -151,13 +154,14 @@ class Lowering(fx.Interpreter):
     def value_info(self, name: str, value: torch.Tensor) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, ONNX_DTYPES[value.dtype], list(value.shape))
 
-    def name_output(self, node: fx.Node, result: torch.Tensor) -> None:
-        last = self.nodes[-1]
-        if list(last.output) != [self.names[node]]:
-            raise ValueError("the last node must make the output")
-        last.output[0] = OUTPUT_NAME
-        self.values.pop()
-        self.graph_output = self.value_info(OUTPUT_NAME, result)
+    def name_output(self, name: str, node: fx.Node, result: torch.Tensor) -> None:
+        made = self.names[node]
+        if any(made in other.input for other in self.nodes):
+            raise ValueError(f"{made}: an output is used inside the graph, too")
+        maker = next(other for other in self.nodes if list(other.output) == [made])
+        maker.output[0] = name
+        self.values = [value for value in self.values if value.name != made]
+        self.graph_outputs.append(self.value_info(name, result))
 
     def model(self, name: str, metadata: dict[str, Any]) -> onnx.ModelProto:
         used = {name for node in self.nodes for name in node.input}
@@ -165,7 +169,7 @@ class Lowering(fx.Interpreter):
             self.nodes,
             name,
             [self.graph_input],
-            [self.graph_output],
+            self.graph_outputs,
             [tensor for name, tensor in self.initializers.items() if name in used],
             value_info=self.values,
         )
@@ -215,7 +219,13 @@ def gather(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
 
 
 def gelu(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
-    """Exact GELU, x·(1 + erf(x / sqrt 2)) / 2: the Gelu operator came with opset 20 only."""
+    """GELU, exact or in its tanh form: the Gelu operator came with opset 20 only.
+
+    The tanh form has the nodes of PyTorch's own exporter, which the compiler is seen to join into one.
+    """
+    if node.kwargs.get("approximate", "none") == "tanh":
+        return gelu_tanh(self, node, result)
+    # x·(1 + erf(x / sqrt 2)) / 2
     x = self.names[node.args[0]]
     half = self.operand(0.5)
     scaled = self.emit("Mul", [x, self.operand(float(np.float32(0.5**0.5)))], node, result)
@@ -223,9 +233,26 @@ def gelu(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
     self.emit("Mul", [x, self.emit("Add", [halved, half], node, result)], node, result)
 
 
+def gelu_tanh(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
+    """x·(1 + tanh(sqrt(2 / pi)·(x + 0.044715·x³))) / 2."""
+    x = self.names[node.args[0]]
+    cube = self.emit("Mul", [x, self.emit("Mul", [x, x], node, result)], node, result)
+    scaled = self.emit("Mul", [cube, self.operand(float(np.float32(0.044715)))], node, result)
+    inner = self.emit("Add", [x, scaled], node, result)
+    inner = self.emit("Mul", [inner, self.operand(float(np.float32((2 / np.pi) ** 0.5)))], node, result)
+    one = self.emit("Add", [self.emit("Tanh", [inner], node, result), self.operand(1.0)], node, result)
+    self.emit("Mul", [self.emit("Mul", [x, one], node, result), self.operand(0.5)], node, result)
+
+
 def getitem(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
     source, number = node.args
     self.names[node] = self.names[source][number]
+
+
+def layer_norm(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
+    x, _, weight, bias, eps = (*node.args, *node.kwargs.values())
+    inputs = [self.names[part] for part in (x, weight, bias)]
+    self.emit("LayerNormalization", inputs, node, result, axis=-1, epsilon=eps)
 
 
 def mean(self: Lowering, node: fx.Node, result: torch.Tensor) -> None:
@@ -278,6 +305,7 @@ def joined(tensors: list[torch.Tensor], axis: int) -> torch.Tensor:
 SHAPES: dict[str, Callable[..., torch.Tensor]] = {
     **dict.fromkeys(("add", "gelu", "mul", "pow", "sqrt", "truediv"), elementwise),
     "cat": joined,
+    "layer_norm": lambda x, *args, **kwargs: x.new_empty(x.shape),
     "index_select": lambda x, axis, index: x.new_empty(*x.shape[:axis], len(index), *x.shape[axis + 1 :]),
     "mean": lambda x, axis, keepdim: x.new_empty(*x.shape[:-1], 1),
 }
@@ -289,6 +317,7 @@ TABLE: dict[str, Callable[[Lowering, fx.Node, Any], None]] = {
     "gelu": gelu,
     "getitem": getitem,
     "index_select": gather,
+    "layer_norm": layer_norm,
     "matmul": binary("MatMul"),
     "mean": mean,
     "mul": binary("Mul"),

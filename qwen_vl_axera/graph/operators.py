@@ -19,7 +19,7 @@ MAX_RANK = 4  # the manual names no limit; more was never seen to compile
 SUPPORTED = frozenset(
     """
     Add Cast Concat Conv Div Erf Expand Gather GatherElements Gelu Gemm LayerNormalization MatMul Mul Pad Pow
-    ReduceMax ReduceMean ReduceSum Reshape Sigmoid Slice Softmax Split Sqrt Sub Tile Transpose Where
+    ReduceMax ReduceMean ReduceSum Reshape Sigmoid Slice Softmax Split Sqrt Sub Tanh Tile Transpose Where
     """.split()
 )
 BROKEN = frozenset(

@@ -52,12 +52,12 @@ def trace(module: nn.Module, data: DataFile, spec: GraphSpec, metadata: dict[str
         metadata: written as `qwen_vl_axera.*` properties, values as JSON.
 
     Returns:
-        A model whose input is `hidden_states` and whose output is `hidden_states_out`, linted.
+        A model whose input is `hidden_states` and whose outputs are the tower's, linted.
 
     Raises:
         InputError: the linter found something that Pulsar2 would refuse.
     """
-    lowering = Lowering(fx.GraphModule(module, Tracer().trace(module)), data, spec.opset)
+    lowering = Lowering(fx.GraphModule(module, Tracer().trace(module)), data, spec.opset, module.config.output_names)
     with torch.no_grad():
         lowering.run(module.example())
     model = lowering.model(f"{spec.tower}_vision", metadata)

@@ -34,13 +34,9 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
     """
     import torch
 
-    if method := checkpoint.config.quantization:
-        raise InputError(
-            f"{checkpoint.directory}: the language model is stored with {method}, which transformers does not run "
-            "here; do without text"
-        )
+    check_language(checkpoint)
     checkpoint.check_counts()
-    expected = text_tensors(checkpoint.config.text)
+    expected = text_tensors(checkpoint.config.text, checkpoint.tower)
     checkpoint.check_shapes(expected)
     target = getattr(torch, dtype)
     size = target.itemsize * sum(math.prod(shape) for shape in expected.values())
@@ -56,6 +52,19 @@ def load_language_model(checkpoint: Checkpoint, dtype: str, device: str):
     if checkpoint.config.text.tie_word_embeddings:
         model.lm_head.weight = model.get_input_embeddings().weight
     return model.to(device).eval()
+
+
+def check_language(checkpoint: Checkpoint) -> None:
+    """That the language model is stored as one that runs here.
+
+    Raises:
+        InputError: it is quantised.
+    """
+    if method := checkpoint.quantization:
+        raise InputError(
+            f"{checkpoint.directory}: quantised with {method}, which does not run here: let the original checkpoint "
+            "answer, test_onnx_video_by_sec.py --generate --language ORIGINAL"
+        )
 
 
 def _empty_model(checkpoint: Checkpoint):

@@ -2,21 +2,29 @@
 
 import io
 import math
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from preprocess import PATCH_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens
-from qwen_vl_axera.contract import CAPTURE, EXACT, LAYOUT_TENSORS, ORACLE, PIXELS, STEP_PATCHES
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE, check_size, num_tokens, patches_shape
+from qwen_vl_axera.contract import CAPTURE, EXACT, ORACLE, PIXELS, STEP_PATCHES
 from qwen_vl_axera.doors import check_output, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import atomic_write, read_array, read_record, require, write_array, write_record
-from qwen_vl_axera.record import Count, Positive, Rate, Text, record
+from qwen_vl_axera.made_from import made_from, stale
+from qwen_vl_axera.memory import check_memory
+from qwen_vl_axera.record import Count, Positive, Rate, Sha256, Text, record
 
 MADE_BY = "run_video_by_sec.py"
+
+
+def files(layout: Iterable[str]) -> list[str]:
+    """The files of step 1 but for capture.json, for the layout tensors of a tower."""
+    return [*(f"{name}.pth" for name in dict.fromkeys((STEP_PATCHES, *layout))), PIXELS, ORACLE, EXACT]
 
 
 @record
@@ -35,6 +43,7 @@ class Capture:
         versions: of the packages that computed it.
         exact_steps: the temporal steps whose exact answer is in `vit_exact.npy`; earlier captures have none, and
             only the gate needs it.
+        made_from: the files of this capture: each is read only while it is the one that was written with the others.
 
     Raises:
         ValueError: a field is of another type or out of range, or two contradict each other.
@@ -50,12 +59,13 @@ class Capture:
     checkpoint: Text
     versions: dict[str, str]
     exact_steps: list[Count] = field(default_factory=list)
+    made_from: dict[str, Sha256] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_size(*self.size)
         steps, *grid = self.grid_thw
-        if tuple(grid) != tuple(side // PATCH_SIZE for side in self.size):
+        if tuple(self.patch_size * count for count in grid) != self.size:
             raise ValueError(f"grid_thw {list(self.grid_thw)} is not of size {list(self.size)}")
+        check_size(*self.size, self.factor)
         if math.ceil(len(self.indices) / TEMPORAL_PATCH_SIZE) != steps:
             raise ValueError(f"{len(self.indices)} indices do not make the {steps} steps of grid_thw")
         if not math.isclose(self.second_per_grid_ts * self.sample_fps, TEMPORAL_PATCH_SIZE, rel_tol=1e-6):
@@ -64,9 +74,25 @@ class Capture:
             raise ValueError(f"exact_steps {self.exact_steps} are not steps of the clip in their order")
 
     @property
+    def patch_size(self) -> int:
+        """Pixels per side of a patch."""
+        return self.size[0] // self.grid_thw[1]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of a token."""
+        return self.patch_size * MERGE_SIZE
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Temporal steps, rows and columns of tokens."""
+        steps, rows, columns = self.grid_thw
+        return steps, rows // MERGE_SIZE, columns // MERGE_SIZE
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the clip takes in the prompt."""
-        return self.grid_thw[0] * num_tokens(*self.size)
+        return self.grid_thw[0] * num_tokens(*self.size, self.patch_size)
 
 
 def read_capture(workdir: Path) -> Capture:
@@ -82,55 +108,71 @@ def read_pixels(workdir: Path, capture: Capture) -> np.ndarray:
     """The clip as the device sees it: uint8 (T, S, 392, 3), memory-mapped.
 
     Raises:
-        InputError: missing, no array, or not of the capture's shape.
+        InputError: missing, no array, not of the capture's shape, or of another capture.
     """
-    pixels = read_array(Path(workdir) / PIXELS, MADE_BY)
-    steps, rows, columns = capture.grid_thw
-    if pixels.dtype != np.uint8 or pixels.shape[:2] != (steps, rows * columns):
-        raise InputError(f"{workdir}/{PIXELS} does not fit {CAPTURE}: run {MADE_BY} again")
-    return pixels
+    shape = patches_shape(capture.grid_thw[0], capture.size, capture.patch_size)
+    return _read(workdir, capture, PIXELS, np.uint8, shape)
 
 
 def read_oracle(workdir: Path, capture: Capture) -> np.ndarray:
     """transformers' answer: float32 (T, S/4, out_hidden), memory-mapped.
 
     Raises:
-        InputError: missing, no array, not of the capture's shape, or not finite.
+        InputError: missing, no array, not of the capture's shape, of another capture, or not finite.
     """
-    oracle = read_array(Path(workdir) / ORACLE, MADE_BY)
-    if oracle.ndim != 2 or len(oracle) != capture.num_tokens:
-        raise InputError(f"{workdir}/{ORACLE} does not fit {CAPTURE}: run {MADE_BY} again")
-    return finite(oracle, Path(workdir) / ORACLE).reshape(capture.grid_thw[0], -1, oracle.shape[1])
+    oracle = _read(workdir, capture, ORACLE, np.float32, (capture.num_tokens, None))
+    return oracle.reshape(capture.grid_thw[0], -1, oracle.shape[1])
 
 
 def read_exact(workdir: Path, capture: Capture) -> np.ndarray:
     """transformers' answer in float64: (E, S/4, out_hidden) for the capture's `exact_steps`, memory-mapped.
 
     Raises:
-        InputError: missing, no array, not of the capture's shape, or not finite.
+        InputError: missing, no array, not of the capture's shape, of another capture, or not finite.
     """
-    exact = read_array(Path(workdir) / EXACT, MADE_BY)
-    steps = capture.exact_steps
-    right = bool(steps) and len(set(steps)) == len(steps) and set(steps) <= set(range(capture.grid_thw[0]))
-    shape = len(steps), capture.num_tokens // capture.grid_thw[0]
-    if not right or exact.dtype != np.float64 or exact.ndim != 3 or exact.shape[:2] != shape:
-        raise InputError(f"{workdir}/{EXACT} does not fit {CAPTURE}: run {MADE_BY} again")
-    return finite(exact, Path(workdir) / EXACT)
+    # A capture without exact steps is one of an earlier version: no array fits it.
+    count = len(capture.exact_steps) or -1
+    return _read(workdir, capture, EXACT, np.float64, (count, capture.num_tokens // capture.grid_thw[0], None))
 
 
-def finite(values: np.ndarray, path: Path) -> np.ndarray:
-    """The values themselves.
+def _read(workdir: Path, capture: Capture, name: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of the capture: its shape is asked before its content, so that no large file is read for nothing."""
+    path = Path(workdir) / name
+    values = read_array(path, MADE_BY)
+    fits = len(values.shape) == len(shape) and all(
+        side in (None, found) for side, found in zip(shape, values.shape, strict=True)
+    )
+    if values.dtype != dtype or not fits:
+        raise InputError(f"{path} does not fit {CAPTURE}: run {MADE_BY} again")
+    check_memory(values.nbytes, str(path))
+    finite(values, path)
+    check_unchanged(workdir, capture, name)
+    return values
+
+
+def finite(values: np.ndarray, path: Path) -> None:
+    """That every value is finite.
 
     Raises:
         InputError: one is NaN or infinite.
     """
-    if not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path} holds NaN or infinite values: run {MADE_BY} again")
-    return values
 
 
-def read_layout(workdir: Path) -> dict[str, np.ndarray]:
-    """The four layout tensors that transformers derived for one step.
+def check_unchanged(workdir: Path, capture: Capture, *names: str) -> None:
+    """That files of a capture are those that were written with it.
+
+    Raises:
+        InputError: one is another; the message names the command that makes all of them anew.
+    """
+    about = {name: value for name, value in capture.made_from.items() if name in names}
+    if problem := stale(about, workdir):
+        raise InputError(f"{Path(workdir) / CAPTURE} is about other files ({problem}): run {MADE_BY} again")
+
+
+def read_layout(workdir: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The layout tensors of these names that transformers derived for one step.
 
     Raises:
         InputError: a file is missing, is not a plain tensor (no other pickled object is loaded), or not finite.
@@ -138,7 +180,7 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     import torch
 
     tensors = {}
-    for name in LAYOUT_TENSORS:
+    for name in names:
         path = require(Path(workdir) / f"{name}.pth", MADE_BY)
         try:
             with open_file(path) as file:
@@ -151,19 +193,19 @@ def read_layout(workdir: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def check_outputs(workdir: Path) -> None:
-    """That everything of step 1 can be written: asked before the work.
+def check_outputs(workdir: Path, layout: Iterable[str]) -> None:
+    """That everything of step 1 can be written, layout tensors of these names too: asked before the work.
 
     Raises:
         InputError: something that is no regular file has a name of it.
     """
-    for name in (*(f"{tensor}.pth" for tensor in (*LAYOUT_TENSORS, STEP_PATCHES)), PIXELS, ORACLE, EXACT, CAPTURE):
+    for name in (*files(layout), CAPTURE):
         check_output(Path(workdir) / name)
 
 
 def save_capture(
     workdir: Path, capture: Capture, pixels: np.ndarray, oracle: np.ndarray, exact: np.ndarray, layout: dict
-) -> None:
+) -> Capture:
     """Writes everything of step 1; `capture.json` comes last, so that it never describes other files.
 
     Args:
@@ -172,17 +214,17 @@ def save_capture(
         pixels: uint8 (T, S, 392, 3).
         oracle: float32 (T·S/4, out_hidden).
         exact: float64 (E, S/4, out_hidden).
-        layout: transformers' layout of one step, by the names of its files.
+        layout: transformers' layout of one step and its normalised patches, by the names of their files.
+
+    Returns:
+        The capture as it was written, with the hashes of these files.
     """
     import torch
 
-    from preprocess import normalize
-
     workdir = Path(workdir)
-    check_outputs(workdir)
+    check_outputs(workdir, layout)
     (workdir / CAPTURE).unlink(missing_ok=True)
-    tensors = layout | {STEP_PATCHES: torch.from_numpy(normalize(pixels[0]))}
-    for name, tensor in tensors.items():
+    for name, tensor in layout.items():
         buffer = io.BytesIO()
         # A view is saved with all the memory behind it, used or not: a copy holds its own values only.
         torch.save(tensor.clone(memory_format=torch.contiguous_format), buffer)
@@ -191,7 +233,9 @@ def save_capture(
     write_array(workdir / PIXELS, pixels)
     write_array(workdir / ORACLE, oracle)
     write_array(workdir / EXACT, exact)
+    capture = replace(capture, made_from=made_from([workdir / name for name in files(layout)], workdir))
     write_record(workdir / CAPTURE, Capture, capture)
+    return capture
 
 
 def versions() -> dict[str, str]:

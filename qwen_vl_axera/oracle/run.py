@@ -6,21 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from preprocess import frames_to_patches
+from preprocess import frames_to_patches, normalize
 from qwen_vl_axera import progress
 from qwen_vl_axera.checkpoint.expected import check_vision
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
+from qwen_vl_axera.contract import STEP_PATCHES
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.frames.media import Clip
 from qwen_vl_axera.memory import check_memory
 from qwen_vl_axera.oracle.record import Capture, save_capture, versions
-
-# Float32 and float64 differ by rounding alone, relative: nothing to look into.
-SMALL = 1e-5
-# Above it, the difference over that between two float32 runs with their pixels moved by rounding; measured over odd
-# towers it is at most 2.6.
-STEPWISE_RATIO = 10.0
-MOVED_RUNS = 4
+from qwen_vl_axera.oracle.rounding import RUNS, unexplained
 
 
 def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int, int], device: str = "cpu") -> Capture:
@@ -37,12 +32,14 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         CheckFailed: a step alone is not what it is beside another one, the steps' layouts differ, or an answer is
             not finite.
     """
+    import torch
+
     check_vision(checkpoint, size)
     vision = checkpoint.config.vision
     grid = vision.grid(size)
     steps = -(-len(clip.frames) // vision.temporal_patch_size)
     check_memory(steps * math.prod(vision.input_shape(size)), f"the clip's {len(clip.frames)} frames")
-    pixels = frames_to_patches(clip.frames, size)
+    pixels = frames_to_patches(clip.frames, size, patch_size=vision.patch_size)
     tower = checkpoint.tower.reference(checkpoint, vision, device)
     oracle, layout = tower.run_steps(pixels, grid)
     oracle = oracle.reshape(len(pixels), -1, oracle.shape[-1])
@@ -66,8 +63,9 @@ def run_clip(checkpoint: Checkpoint, workdir: Path, clip: Clip, size: tuple[int,
         versions=versions(),
         exact_steps=chosen,
     )
-    save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, layout.tensors())
-    return capture
+    patches = torch.from_numpy(normalize(pixels[0], checkpoint.tower.mean, checkpoint.tower.std))
+    tensors = layout.tensors() | {STEP_PATCHES: patches}
+    return save_capture(workdir, capture, pixels, oracle.reshape(-1, oracle.shape[-1]), exact, tensors)
 
 
 def different_steps(pixels: np.ndarray) -> list[int]:
@@ -93,16 +91,13 @@ def check_steps(tower: Any, pixels: np.ndarray, grid: tuple[int, int], alone: np
     Raises:
         CheckFailed: they are not.
     """
-    size = max(float(np.linalg.norm(exact)), np.finfo(np.float64).tiny)
-    error = float(np.linalg.norm(alone - exact)) / size
-    if error <= SMALL:
-        return
-    # Is it the weights that let float32 round so far?
-    runs = [tower.run_moved(step[None], grid, seed) for seed in range(MOVED_RUNS) for step in pixels]
-    moved = np.stack(runs).reshape(MOVED_RUNS, *alone.shape)
-    rounding = float(np.linalg.norm(moved - alone)) / MOVED_RUNS**0.5 / size
-    if not error <= STEPWISE_RATIO * rounding:
+
+    def moved() -> np.ndarray:
+        runs = [tower.run_moved(step[None], grid, seed) for seed in range(1, 1 + RUNS) for step in pixels]
+        return np.stack(runs).reshape(RUNS, *alone.shape)
+
+    if found := unexplained(alone, exact, moved):
         raise CheckFailed(
-            f"step by step differs from several steps at once by {error:.1e} of the answer; rounding explains "
-            f"{rounding:.1e}"
+            f"step by step differs from several steps at once by {found[0]:.1e} of the answer; rounding explains "
+            f"{found[1]:.1e}"
         )

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from preprocess import MEAN, STD, num_patches
+from preprocess import MEAN, STD, patch_side, patches_shape
 from qwen_vl_axera.calibration.archive import NEAR_FRACTION, count_near, thumbnail
 from qwen_vl_axera.doors import open_file
 from qwen_vl_axera.errors import InputError
@@ -64,7 +64,8 @@ def read_archive(path: Path, size: tuple[int, int] | None = None) -> Archive:
         if len(shapes) > 1:
             break  # said below, and no more of it is read
         low, high, count = min(low, float(values.min())), max(high, float(values.max())), count + 1
-        if known and values.shape == (1, 3, num_patches(*size), 392):
+        _, _, *patches = values.shape
+        if known and (1, *patches, 3) == patches_shape(1, size, patch_side(patches[1])):
             thumbnails.append(thumbnail(as_pixels(values), size))
         elif known:
             break  # of another size than the graph: said by `archive_checks`, and no more of it is read

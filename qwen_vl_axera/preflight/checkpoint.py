@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from preprocess import MEAN, MERGE_SIZE, PATCH_SIZE, STD, TEMPORAL_PATCH_SIZE
+from preprocess import MERGE_SIZE, TEMPORAL_PATCH_SIZE
 from qwen_vl_axera.checkpoint.config import ModelConfig, load_config
 from qwen_vl_axera.checkpoint.expected import expected_tensors
 from qwen_vl_axera.checkpoint.tensors import FLOAT_DTYPES, INDEX_FILE, ORIGINAL, Checkpoint, normalise_name, read_bytes
@@ -17,13 +17,6 @@ from qwen_vl_axera.preflight.checks import Check, some
 # What the vendor's recipe makes; a published model was compiled from it. Other settings: no evidence either way.
 GPTQ_KNOWN = {"bits": 4, "group_size": 128, "desc_act": False, "sym": True}
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-PREPROCESSING = {
-    "image_mean": list(MEAN),
-    "image_std": list(STD),
-    "patch_size": PATCH_SIZE,
-    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
-    "merge_size": MERGE_SIZE,
-}
 GPTQ_PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 
@@ -145,15 +138,18 @@ def _head(checkpoint: Checkpoint) -> Iterator[Check]:
 
 def _preprocessor(checkpoint: Checkpoint) -> Iterator[Check]:
     """Every file that says how pictures become patches: of transformers 4, and those that transformers 5 saves."""
+    tower = checkpoint.tower
+    made = {"image_mean": list(tower.mean), "image_std": list(tower.std), "patch_size": tower.patch_size}
+    made |= {"temporal_patch_size": TEMPORAL_PATCH_SIZE, "merge_size": MERGE_SIZE}
     for name in PROCESSORS:
         path = checkpoint.directory / name
         raw = read_json(path) if path.is_file() else {}
         parts = [raw, *(raw.get(part) for part in ("image_processor", "video_processor"))] if type(raw) is dict else []
         for part in filter(lambda part: isinstance(part, dict), parts):
-            for key, expected in PREPROCESSING.items():
+            for key, expected in made.items():
                 if (given := part.get(key)) is not None and not _is(given, expected):
                     detail = f"{name}: {key} is {str(given)[:60]}, this converter has {expected}"
-                    yield Check("normalisation", "failed", detail, "this is no released Qwen2.5-VL; do not build it")
+                    yield Check("normalisation", "failed", detail, f"this is no released {tower.name}; do not build it")
 
 
 def _is(given: object, expected: object) -> bool:

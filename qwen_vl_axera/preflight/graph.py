@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from preprocess import MEAN, STD
 from qwen_vl_axera.board.sizes import misreading
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import INPUT_NAME, OUTPUT_NAME, GraphSpec
+from qwen_vl_axera.contract import INPUT_NAME, GraphSpec
 from qwen_vl_axera.preflight.checks import SHOWN, Check, some
 
 EXPORT_AGAIN = "run export.py CKPT video again"
@@ -30,7 +29,7 @@ def graph_checks(checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict,
     else:
         detail = f"{path.name}: {len(model.graph.node)} nodes, all in the operator list of AX650"
         yield Check("graph operators", "ok", detail)
-    if problem := misreading(spec.size):
+    if problem := misreading(spec.size, checkpoint.config.vision.factor):
         yield Check("graph size", "warning", problem, "capture and export again with one of those sizes")
     yield from _interface(checkpoint, model, spec, path)
     yield from _metadata(checkpoint, spec, metadata)
@@ -53,7 +52,7 @@ def _interface(checkpoint: Checkpoint, model, spec: GraphSpec, path: Path) -> It
     vision = checkpoint.config.vision
     expected = {
         "input": [(INPUT_NAME, TensorProto.FLOAT, list(vision.input_shape(spec.size)))],
-        "output": [(OUTPUT_NAME, TensorProto.FLOAT, list(vision.output_shape(spec.size)))],
+        "output": [(name, TensorProto.FLOAT, list(vision.output_shape(spec.size))) for name in vision.output_names],
     }
     for kind in ("input", "output"):
         if found[kind] == expected[kind]:
@@ -70,7 +69,7 @@ def _metadata(checkpoint: Checkpoint, spec: GraphSpec, metadata: dict) -> Iterat
         problems.append(f"made from {metadata.get('checkpoint')}, not {checkpoint.name}")
     if spec.tower != checkpoint.tower.model_type:
         problems.append(f"is the tower of {spec.tower}, not {checkpoint.tower.model_type}")
-    for key, expected in (("mean", MEAN), ("std", STD)):
+    for key, expected in (("mean", checkpoint.tower.mean), ("std", checkpoint.tower.std)):
         if metadata.get(key) != list(expected):
             problems.append(f"{key} is {metadata.get(key)}, the code has {list(expected)}")
     if problems:

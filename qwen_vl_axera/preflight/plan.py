@@ -14,7 +14,7 @@ from qwen_vl_axera.board.costs import CARD, GIB, MEDIA_TOKENS, Case, Costs, Mode
 from qwen_vl_axera.board.timing import late_clip
 from qwen_vl_axera.calibration.manifest import read_manifest
 from qwen_vl_axera.checkpoint.config import load_config as load_checkpoint_config
-from qwen_vl_axera.checkpoint.config import model_name
+from qwen_vl_axera.checkpoint.config import model_name, package_place
 from qwen_vl_axera.checkpoint.expected import text_tensors
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.coherence import Target, coherence_problems
@@ -89,7 +89,7 @@ class Plan:
     @property
     def package(self) -> Path:
         """OUT."""
-        return self.out or self.checkpoint.with_name(f"{model_name(self.checkpoint)}-AX650")
+        return self.out or package_place(self.checkpoint, self.workdir)
 
 
 class Preflight:
@@ -264,7 +264,7 @@ class Preflight:
     def _model(self) -> Model:
         config = self.checkpoint.config
         one = replace(config.text, num_hidden_layers=1)  # all are alike, and config.json may name any number
-        parameters = {name: math.prod(shape) for name, shape in text_tensors(one).items()}
+        parameters = {name: math.prod(shape) for name, shape in text_tensors(one, self.checkpoint.tower).items()}
         text = config.text
         return Model(
             tower=config.model_type,
@@ -312,7 +312,9 @@ class Preflight:
         if self.checkpoint is None:
             return 0  # said before
         self.checkpoint.check_counts()
-        return sum(2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text).values())
+        return sum(
+            2 * math.prod(shape) for shape in text_tensors(self.checkpoint.config.text, self.checkpoint.tower).values()
+        )
 
     def _memory(self) -> Iterator[Check]:
         yield from memory_checks(self.graph_bytes)

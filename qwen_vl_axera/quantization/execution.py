@@ -17,6 +17,7 @@ from qwen_vl_axera.quantization.kernels import Scale, Weight, linear, matmul
 from qwen_vl_axera.quantization.network import Network, Operator
 from qwen_vl_axera.quantization.plan import FLOAT, Plan
 
+ELEMENTWISE = ("Add", "Mul", "Sub", "Div")  # whose constants are quantised over their own values
 BATCH = 4  # steps that go through an operator before the next one: weights are read once for all of them
 
 Watch = Callable[[str, Sequence[Tensor]], None]
@@ -53,10 +54,19 @@ class Execution:
         plan: data types; None: activations in float.
         ranges: from `observers.calibrate`; needed with a plan.
         weights: shared between executions; None: weights in float.
+        constants: without a plan, the data type of constants; None: in float.
     """
 
-    def __init__(self, network: Network, plan: Plan | None = None, ranges=None, weights: WeightStore | None = None):
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan | None = None,
+        ranges=None,
+        weights: WeightStore | None = None,
+        constants: str | None = None,
+    ):
         self.network, self.plan, self.ranges, self.weights = network, plan, ranges, weights
+        self.constants = constants
         self.clipped: dict[str, tuple[int, int]] = {}  # tensor -> values beyond its codes, values
         self._constants: dict[tuple[str, str], Tensor] = {}
 
@@ -114,7 +124,8 @@ class Execution:
 
     def _step(self, operator: Operator, operands: list[Tensor]) -> list[Tensor]:
         if operator.passive or self.plan is None:
-            return run_nodes(operator, operands, self._constant)
+            constant = self._rounded_constant(operator) if self.constants and not operator.fused else self._constant
+            return run_nodes(operator, operands, constant)
         if operator.op_type == "MatMul" and self.data_type(operator) != FLOAT:
             scales = [self.scale(operator, name) for name in operator.inputs]
             for name, scale, operand in zip(operator.inputs, scales, operands, strict=True):
@@ -167,15 +178,20 @@ class Execution:
         """Constants in an operator's type: a factor of a Mul is quantised over its own values."""
 
         def constant(name: str) -> Tensor:
-            key = name, self.data_type(operator)
+            key = name, self.constants if self.plan is None else self.data_type(operator)
             if key not in self._constants:
                 values = self._constant(name)
-                if values.is_floating_point() and key[1] != FLOAT and operator.op_type in ("Add", "Mul", "Sub", "Div"):
-                    values = Scale.of(float(values.min()), float(values.max()), key[1]).rounded(values)
+                if values.is_floating_point() and key[1] != FLOAT and operator.op_type in ELEMENTWISE:
+                    values = constant_scale(values, key[1]).rounded(values)
                 self._constants[key] = values
             return self._constants[key]
 
         return constant
+
+
+def constant_scale(values: Tensor, data_type: str) -> Scale:
+    """Of a constant of an element-wise operator: over its own values, and fixed before ranges are taken."""
+    return Scale.of(float(values.min()), float(values.max()), data_type)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -2,10 +2,12 @@
 
 The rules are the compiler's (docs/quantization.md): activations per tensor, MinMax widened to include 0; weights S8,
 symmetric, one scale per output channel; operands of a product of two activations symmetric. Rounding is half to even.
+Scales and zero points equal those of 95 small real builds to the bit or two (tests/quantization/test_oracles.py).
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,14 +36,15 @@ class Scale:
         """All codes over a range that includes 0."""
         minimum, maximum = min(minimum, 0.0), max(maximum, 0.0)
         levels = 2**bits - 1
-        step = (maximum - minimum) / levels if maximum - minimum > SMALLEST_RANGE else 1.0
+        # As the compiler writes it: the step in float32, and the zero point from that, not from the exact step.
+        step = float(np.float32((maximum - minimum) / levels)) if maximum - minimum > SMALLEST_RANGE else 1.0
         return cls(step, round(-minimum / step), 0, levels)
 
     @classmethod
     def symmetric(cls, minimum: float, maximum: float, bits: int) -> "Scale":
         """Codes of both signs, 0 at the code 0: max|x| lies half a code beyond the largest one."""
         largest, half = max(abs(minimum), abs(maximum)), 2 ** (bits - 1)
-        step = largest / (half - 0.5) if largest > SMALLEST_RANGE else 1.0
+        step = float(np.float32(largest) / np.float32(half - 0.5)) if largest > SMALLEST_RANGE else 1.0
         return cls(step, 0, -half, half - 1)
 
     @classmethod
@@ -96,14 +99,14 @@ class Weight:
 
     @classmethod
     def of(cls, values: Tensor) -> "Weight":
-        """Quantises float32 (out, in), one scale per output channel.
+        """Quantises float32 (out, in), one scale per output channel, in float32 as the compiler does.
 
-        In float64: weights of 16 bits often lie half-way between two codes, which float32 would decide by chance.
+        Weights of 16 bits often lie half-way between two codes: there float64 would decide otherwise.
         """
-        largest = values.abs().amax(1).double()
+        largest = values.abs().amax(1)
         steps = torch.where(largest > SMALLEST_RANGE, largest / 127.5, 1.0)
         codes = (values / steps[:, None]).round_().clamp_(-128, 127).to(torch.int8)
-        return cls(codes, steps.float(), codes.sum(1, dtype=torch.int32))
+        return cls(codes, steps, codes.sum(1, dtype=torch.int32))
 
     @property
     def values(self) -> Tensor:

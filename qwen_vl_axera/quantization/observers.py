@@ -8,7 +8,7 @@ import torch
 
 from qwen_vl_axera import progress
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.quantization.execution import Execution, Watch, batches
+from qwen_vl_axera.quantization.execution import Execution, Watch, WeightStore, batches
 from qwen_vl_axera.quantization.network import Network
 from qwen_vl_axera.quantization.samples import CalibrationSamples
 
@@ -48,20 +48,29 @@ class Ranges:
 
 
 def calibrate(
-    network: Network, samples: Sequence[np.ndarray] | CalibrationSamples, watch: Watch | None = None
+    network: Network,
+    samples: Sequence[np.ndarray] | CalibrationSamples,
+    watch: Watch | None = None,
+    weights: WeightStore | None = None,
+    constants: str | None = None,
 ) -> Ranges:
-    """Runs the float network over the calibration samples.
+    """Runs the network over the calibration samples: activations in float, weights as they will be.
+
+    The compiler quantises parameters before it takes ranges.
 
     Args:
         network: the graph.
         samples: float32 (1, 3, S, 392) each.
         watch: also sees every tensor.
+        weights: in S8; None: in float.
+        constants: data type of the constants of Add, Mul, Sub and Div; None: in float. How the compiler stores those of
+            16-bit operators is not known; at 16 bits they are as good as float.
 
     Raises:
         InputError: NaN or infinities on the way.
     """
     ranges = Ranges(network)
-    execution = Execution(network)
+    execution = Execution(network, weights=weights, constants=constants)
 
     def observe(tensor: str, values: Sequence[torch.Tensor]) -> None:
         ranges.observe(tensor, values)

@@ -16,7 +16,9 @@ from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
 from qwen_vl_axera.quantization import samples as sampling
 from qwen_vl_axera.quantization.census import Census, findings
 from qwen_vl_axera.quantization.estimate import estimate
+from qwen_vl_axera.quantization.execution import WeightStore
 from qwen_vl_axera.quantization.fusion import FUSIONS
+from qwen_vl_axera.quantization.losses import loss_over_clips
 from qwen_vl_axera.quantization.network import Network
 from qwen_vl_axera.quantization.observers import calibrate
 from qwen_vl_axera.quantization.plan import Plan, read_plan, uniform
@@ -24,6 +26,7 @@ from qwen_vl_axera.quantization.record import MIXED, Quantization
 from qwen_vl_axera.quantization.search import PROGRESS_FILE, TARGET_LOSS, mixed_layer_configs, mixed_plan, search
 from qwen_vl_axera.quantization.simulation import Simulation
 
+LEAST_JUDGES = 4  # clips below which an interval says little
 MOST_STEPS = 16  # evaluated at most: every step's residual stream is kept, 80 MB at 308x308
 
 # What the simulation takes for granted, and how it is known: M measured on a card, C seen in compiled models, D the
@@ -98,12 +101,15 @@ def preview(request: Request) -> dict[str, Any]:
     notes = sampling.check_disjoint(samples, clips)
 
     calibrated, evaluated = Census(network), Census(network)
-    ranges = calibrate(network, samples, calibrated.observe)
+    weights = WeightStore(network)
+    ranges = calibrate(network, samples, calibrated.observe, weights)
     steps = [step for clip in clips for step in clip.graph_inputs(spec.input)]
+    clip_of = [number for number, clip in enumerate(clips) for _ in clip.pixels]
     if len(steps) > MOST_STEPS:
         notes.append(f"evaluated on {MOST_STEPS} of {len(steps)} steps, evenly spaced")
-        steps = [steps[index * len(steps) // MOST_STEPS] for index in range(MOST_STEPS)]
-    simulation = Simulation(network, ranges, steps, evaluated.observe)
+        taken = [index * len(steps) // MOST_STEPS for index in range(MOST_STEPS)]
+        steps, clip_of = [steps[index] for index in taken], [clip_of[index] for index in taken]
+    simulation = Simulation(network, ranges, steps, evaluated.observe, weights)
 
     floor, floor_result = simulation.setting("weights alone in S8", None, None)
     report: dict[str, Any] = {
@@ -116,7 +122,17 @@ def preview(request: Request) -> dict[str, Any]:
     }
     if request.search:
         fingerprint = _fingerprint(path, samples.path, steps, request.unfused)
-        outcome = search(simulation, floor_result.tokens, request.target_loss, workdir / PROGRESS_FILE, fingerprint)
+        # Every other clip chooses, the others judge: a mix flatters itself on the frames that it was chosen on.
+        judges = [number for number in range(len(clips)) if number % 2 and number in clip_of]
+        if judges:
+            sampling.check_apart([clip for number, clip in enumerate(clips) if not number % 2], clips[1::2])
+        choosing = [step for step, clip in enumerate(clip_of) if clip not in judges]
+        saved = workdir / PROGRESS_FILE
+        outcome = search(simulation, floor_result.tokens, request.target_loss, saved, fingerprint, choosing)
+        if len(judges) < LEAST_JUDGES:
+            missing = 2 * LEAST_JUDGES - len(clips)
+            told = f"judged on {len(judges)} clips" if judges else "judged on the very frames that chose it"
+            notes.append(f"the mix is {told}: give {missing} clips more with --evaluate to know how it does on others")
         if not outcome.reached:
             notes.append(
                 f"no mix stays within {request.target_loss:g} of the floor: all linear layers are back at 16 bits"
@@ -135,6 +151,17 @@ def preview(request: Request) -> dict[str, Any]:
         relative = estimate(network, plan)
         report["settings"].append(entry | {"relative_time": [relative.low, relative.high]})
         features[name] = result.tokens
+        if request.search and name == MIXED and judges:
+            by_clip = [[step for step, clip in enumerate(clip_of) if clip == number] for number in judges]
+            judged = loss_over_clips(simulation.reference, floor_result.tokens, result.tokens, by_clip)
+            report["search"]["judged"] = {
+                "clips": [clips[number].name for number in judges],
+                "steps": sum(map(len, by_clip)),
+                "loss": judged.value,
+                "low": judged.low,
+                "high": judged.high,
+            }
+            report["search"]["reached"] &= judged.high <= request.target_loss
     report["census"] = findings(evaluated, calibrated)
     report["notes"] = notes
     if request.prompts:

@@ -147,13 +147,33 @@ class Sensitivity:
 
 
 @record
+class Judged:
+    """The mix's loss on clips that had no part in choosing it, and the interval of a bootstrap over them (90 %)."""
+
+    clips: list[Text]
+    steps: Positive
+    loss: float
+    low: float
+    high: float
+
+
+@record
 class Searched:
-    """The search: its target, whether it holds, the Gemms at 16 bits, and every group, the costliest first."""
+    """The search.
+
+    Attributes:
+        target_loss: how far below the floor the mix may lie.
+        reached: whether it does by the frames that chose it, and by those that judged it the upper bound.
+        wide: the Gemms at 16 bits.
+        sensitivity: every group of layers, the costliest first.
+        judged: on other clips; None: all clips were needed to choose.
+    """
 
     target_loss: Share
     reached: bool
     wide: list[Text]
     sensitivity: list[Sensitivity]
+    judged: Judged | None = None
 
 
 @record

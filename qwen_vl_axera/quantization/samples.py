@@ -137,7 +137,7 @@ def evaluation_clips(
     clips = []
     for path in paths:
         clip = load_clip([path])
-        pixels = frames_to_patches(clip.frames, size)
+        pixels = frames_to_patches(clip.frames, size, patch_size=size[0] // grid[0])
         frames = _frame_names(clip.kind, [str(path) for path in clip.source], clip.indices)
         clips.append(
             EvaluationClip(path.name, pixels, frames, (len(pixels), *grid), TEMPORAL_PATCH_SIZE / clip.sample_fps)
@@ -180,6 +180,20 @@ def check_disjoint(samples: CalibrationSamples, clips: Sequence[EvaluationClip])
         if {file for file, _ in clip.frames} & {file for file, _ in known}:
             notes.append(f"{clip.name}: calibrated on other frames of the same file, which flatters")
     return notes
+
+
+def check_apart(choosing: Sequence[EvaluationClip], judging: Sequence[EvaluationClip]) -> None:
+    """Makes sure that no frame chooses a mix and judges it: by file, and by pixels.
+
+    Raises:
+        InputError: a frame is in both.
+    """
+    files = {file for clip in choosing for file, _ in clip.frames}
+    seen = {digest for clip in choosing for step in clip.pixels for digest in frame_digests(step)}
+    for clip in judging:
+        same = {file for file, _ in clip.frames} & files
+        if same or any(digest in seen for step in clip.pixels for digest in frame_digests(step)):
+            raise InputError(f"{clip.name}: is given twice, and would judge what it has chosen; give another clip")
 
 
 def frame_digests(patches: np.ndarray) -> list[bytes]:

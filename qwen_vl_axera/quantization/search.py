@@ -2,8 +2,9 @@
 
 It starts from every linear layer (Gemm) at 8 bits and all else at 16: operator types are the selectors that are known
 to work, and Gemm nodes keep their names. Layers are ranked by what each alone costs a token when the others have 16
-bits, per multiply-accumulate, and put back from the top until the target holds on all frames; those that it does
-without after all are taken out again, so that every layer named is needed.
+bits, per multiply-accumulate, and put back from the top until the target holds on the frames that choose, with a
+margin: a mix at the very edge there would miss it on others. Layers that it does without after all are taken out again,
+so that every layer named is needed. Other frames judge the mix (`losses.loss_over_clips`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from qwen_vl_axera.quantization.plan import EVERY_TENSOR, FLOAT, Plan, uniform
 from qwen_vl_axera.quantization.simulation import Simulation
 
 TARGET_LOSS = 0.005
+MARGIN = 0.7  # of the target, while a mix is chosen
 PROGRESS_FILE = "quantization_search.json"
 TRIED = 24  # layers without which the target is tried, at most
 RANKED_STEPS, RANKED_TOKENS = 2, 240  # what layers are ranked on, at least; the result is judged on all frames
@@ -85,7 +87,9 @@ def mixed_plan(network: Network, wide: Sequence[str]) -> Plan:
     return Plan(plan.types | narrow | dict.fromkeys(wide, "U16"))
 
 
-def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Group, float]]:
+def rank(
+    simulation: Simulation, saved: Path, fingerprint: str, steps: Sequence[int] | None = None
+) -> list[tuple[Group, float]]:
     """What each group alone costs at 8 bits, the most harmful per multiply-accumulate first.
 
     Against the same network with all linear layers at 16 bits, not the float one: what S8 weights cost is in both and
@@ -97,8 +101,10 @@ def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Gr
         simulation: a calibrated network with frames.
         saved: a file for the progress.
         fingerprint: of everything that the figures depend on; those of another one are not taken over.
+        steps: those to rank on, a few of them; None: of all.
     """
     network = simulation.network
+    steps = range(len(simulation.steps)) if steps is None else steps
     known = _read_progress(saved, fingerprint)
     groups = gemm_groups(network)
     starts = {group: _start(network, group) for group in groups}
@@ -110,7 +116,7 @@ def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Gr
             key = group.names[0]
             if key not in known:
                 if not prefix:
-                    prefix = _prefix(simulation, wide, {name for _, name in starts.values()})
+                    prefix = _prefix(simulation, wide, {name for _, name in starts.values()}, steps)
                 index, tensor = starts[group]
                 plan = Plan(wide.types | dict.fromkeys(group.names, "U8"))
                 execution = Execution(network, plan, simulation.ranges, simulation.weights)
@@ -122,7 +128,14 @@ def rank(simulation: Simulation, saved: Path, fingerprint: str) -> list[tuple[Gr
     return [(group, known[group.names[0]]) for group in sorted(groups, key=lambda group: -cost[group])]
 
 
-def search(simulation: Simulation, floor: Sequence[Tensor], target: float, saved: Path, fingerprint: str) -> Outcome:
+def search(
+    simulation: Simulation,
+    floor: Sequence[Tensor],
+    target: float,
+    saved: Path,
+    fingerprint: str,
+    steps: Sequence[int] | None = None,
+) -> Outcome:
     """Finds the mix.
 
     Args:
@@ -130,14 +143,17 @@ def search(simulation: Simulation, floor: Sequence[Tensor], target: float, saved
         floor: the tokens with S8 weights alone, one tensor for each step.
         target: how much lower the mean of cosines may be, plain or centred.
         saved, fingerprint: see `rank`.
+        steps: those that choose; None: all.
     """
     network = simulation.network
-    ranked = rank(simulation, saved, fingerprint)
+    steps = range(len(simulation.steps)) if steps is None else steps
+    ranked = rank(simulation, saved, fingerprint, steps)
+    reference, best = ([tokens[step] for step in steps] for tokens in (simulation.reference, floor))
 
     def holds(wide: Sequence[Operator]) -> bool:
         plan = mixed_plan(network, [layer.name for layer in wide])
-        tokens = simulation.run(plan, f"{len(wide)} layers wide").tokens
-        return loss(simulation.reference, floor, tokens) <= target
+        tokens = simulation.tokens(plan, steps, f"{len(wide)} layers wide")
+        return loss(reference, best, tokens) <= MARGIN * target
 
     groups = [group for group, _ in ranked]
     found = first_that_hold(groups, holds)
@@ -190,9 +206,9 @@ def _start(network: Network, group: Group) -> tuple[int, str]:
     return max(cut for cut in network.cuts if cut[0] <= first)
 
 
-def _prefix(simulation: Simulation, plan: Plan, wanted: set[str]) -> dict[str, list[Tensor]]:
+def _prefix(simulation: Simulation, plan: Plan, wanted: set[str], chosen: Sequence[int]) -> dict[str, list[Tensor]]:
     """The values at the places to begin from, and the output, under a plan; a few evenly spaced steps of each."""
-    network, steps = simulation.network, simulation.steps
+    network, steps = simulation.network, [simulation.steps[step] for step in chosen]
     tokens = network.shapes[network.output][0]
     count = min(len(steps), max(RANKED_STEPS, ceil(RANKED_TOKENS / tokens)))
     (batch,) = batches([steps[index * len(steps) // count] for index in range(count)], count)

@@ -44,14 +44,22 @@ class Simulation:
         ranges: from `observers.calibrate`.
         steps: graph inputs, float32 (1, 3, S, 392) each.
         watch: sees every tensor of the float run.
+        weights: those that ranges were taken with; None: quantised anew.
 
     Attributes:
         reference: the float network's tokens, float32 (S/4, out_hidden) for each step.
     """
 
-    def __init__(self, network: Network, ranges: Ranges, steps: Sequence[np.ndarray], watch: Watch | None = None):
+    def __init__(
+        self,
+        network: Network,
+        ranges: Ranges,
+        steps: Sequence[np.ndarray],
+        watch: Watch | None = None,
+        weights: WeightStore | None = None,
+    ):
         self.network, self.ranges, self.steps = network, ranges, list(steps)
-        self.weights = WeightStore(network)
+        self.weights = weights or WeightStore(network)
         self._blocks: list[dict[str, list[Tensor]]] = []  # of the float run, for each batch
         self.reference: list[Tensor] = []
         keep = set(network.block_outputs.values())
@@ -82,6 +90,16 @@ class Simulation:
         counts = np.array(list(execution.clipped.values()) or [(0, 1)]).sum(0)
         result.clipped_share = float(counts[0] / counts[1])
         return result
+
+    def tokens(self, plan: Plan | None, steps: Sequence[int], name: str = "simulation") -> list[Tensor]:
+        """Simulates a plan over some of the steps: their tokens and nothing else."""
+        execution = Execution(self.network, plan, self.ranges, self.weights)
+        found: list[Tensor] = []
+        with progress.stage(name, len(steps), unit="step") as stage:
+            for batch in batches([self.steps[step] for step in steps]):
+                found += execution.run(batch)[self.network.output]
+                stage.advance(len(batch))
+        return found
 
     def setting(self, name: str, plan: Plan | None, config: list[dict] | None) -> tuple[dict[str, Any], Result]:
         """Simulates a plan: its entry in `quantization.json`, and the outcome."""

@@ -19,6 +19,11 @@ def table(report: dict[str, Any]) -> str:
     if found := report.get("search"):
         wide = ", ".join(found["wide"]) or "none"
         lines.append(f"mixed: every linear layer at 8 bits, at 16: {wide}")
+        if judged := found.get("judged"):
+            lines.append(
+                f"mixed on {len(judged['clips'])} clips that did not choose it: loss {judged['loss']:.4f}, with other "
+                f"clips {judged['low']:.4f} to {judged['high']:.4f} (90 %); the target is {found['target_loss']:g}"
+            )
     lines += [f"note: {note}" for note in dict.fromkeys([*report["notes"], *_notes(report)])]
     for entry in report.get("text", ()):
         lines += [entry["prompt"], *(f"  {name:<24} {said['text']}" for name, said in entry["answers"].items())]

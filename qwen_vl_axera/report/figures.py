@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from preprocess import CHANNELS, FACTOR, MEAN, PATCH_PIXELS, STD, patch_image_to_picture, unpatchify
+from preprocess import CHANNELS, MEAN, STD, patch_image_to_picture, unpatchify
 from qwen_vl_axera.calibration.manifest import Manifest, Sample
 from qwen_vl_axera.contract import FIDELITY_TOKENS
 from qwen_vl_axera.doors import map_array
@@ -35,19 +35,20 @@ def error_maps(
         fidelity: what the gate measured.
         command: measures again.
     """
-    if not fidelity.graphs:
+    measured = [graph for graph in fidelity.graphs if graph.steps]
+    if not measured:
         return Part(None, "No graph was measured.", command)
-    graph = max(fidelity.graphs, key=lambda graph: (not graph.holds(fidelity.thresholds), "_uint8." in graph.file))
-    shape = capture.grid_thw[0], *(side // FACTOR for side in capture.size)
+    graph = max(measured, key=lambda graph: (not graph.holds, "_uint8." in graph.file))
+    shape = capture.token_grid
     path = workdir / FIDELITY_TOKENS
     if not path.is_file():
         return Part(None, f"{path.name} is not there yet.", command, absent=True)
     try:
-        tokens = read_token_errors(path, graph, workdir, shape)
+        tokens = read_token_errors(path, graph, fidelity, shape)
     except InputError as error:
         return Part(None, f"{error}.", command)
     exact = np.flatnonzero(~np.isnan(tokens.error_ratio).all((1, 2)))
-    limit = fidelity.thresholds.token_error_ratio
+    limit = fidelity.thresholds.token_ratio
     return Part(
         {
             "file": graph.file,
@@ -135,7 +136,7 @@ def read_sample(directory: Path, sample: Sample) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     values = np.asarray(map_array(path))
     if values.dtype != np.float32 or values.ndim != 4 or values.shape[:2] != (1, CHANNELS):
-        raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, {PATCH_PIXELS})")
+        raise InputError(f"holds {values.dtype} {values.shape}, expected float32 (1, 3, S, 2·patch²)")
     pixels = values[0].transpose(1, 2, 0)
     if values.min() < 0:  # normalised
         pixels = (pixels * np.float32(STD) + np.float32(MEAN)) * 255

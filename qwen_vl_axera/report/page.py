@@ -29,7 +29,8 @@ from qwen_vl_axera.contract import (
 )
 from qwen_vl_axera.doors import check_file, check_output, open_file, printable
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import read_fidelity
+from qwen_vl_axera.fidelity.record import Fidelity, read_fidelity
+from qwen_vl_axera.fidelity.tables import RATIOS
 from qwen_vl_axera.files import READ_SIZE, atomic_write
 from qwen_vl_axera.oracle.record import Capture, read_capture, read_pixels
 from qwen_vl_axera.preflight.checks import read_outcome
@@ -123,7 +124,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
     clip = read_clip(checkpoint, workdir, commands)
     if clip.value:
         commands = Commands(checkpoint.directory, workdir, tuple(clip.value[0].source))
-    fidelity = read_part(read_fidelity, workdir / FIDELITY, verify)
+    fidelity = read_part(lambda path: read_current(path, clip), workdir / FIDELITY, verify)
     calibrate = commands.python("get_calib.py", "--inputs", *commands.source, ckpt=False)
     calib = workdir / CALIB
     manifest = read_part(
@@ -141,7 +142,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "preview": preview_part(checkpoint, workdir, clip, preview),
         "checks": read_part(read_outcome, preflight, commands.python("preflight.py")),
         "probe": probe_part(checkpoint, workdir, commands.python("probe_build.py")),
-        "axmodel": axmodel_part(checkpoint, workdir, clip, compiled),
+        "axmodel": axmodel_part(workdir, compiled),
         "steps": read_part(read_steps, workdir / STEPS, commands.pipeline),
         "build": read_part(read_text, workdir / LEFT_TO_DO, commands.pipeline),
     }
@@ -151,6 +152,7 @@ def gather(checkpoint: Checkpoint, workdir: Path, preflight: Path) -> dict[str, 
         "vision": checkpoint.config.vision,
         "text_model": checkpoint.config.text,
         "text_command": f"{verify} --generate",
+        "ratios": RATIOS,
         "findings": found,
         "verdict": worst(found),
         "frames": list(frames(*clip.value)) if clip.value else [],
@@ -169,14 +171,26 @@ def read_clip(checkpoint: Checkpoint, workdir: Path, commands: Commands) -> Part
     if part.value is None:
         return part
     capture = part.value
-    try:
-        pixels = read_pixels(workdir, capture)
-        unpatchify(np.asarray(pixels[:1]), *capture.size)
-    except ValueError as error:
-        return Part(None, str(error), command)
     if capture.checkpoint != checkpoint.name:
         return Part(None, f"The clip was run through {capture.checkpoint}, not through {checkpoint.name}.", command)
-    return Part((capture, pixels))
+    try:
+        return Part((capture, read_pixels(workdir, capture)))
+    except InputError as error:
+        return Part(None, f"{error}.", command)
+
+
+def read_current(path: Path, clip: Part[tuple[Capture, np.ndarray]]) -> Fidelity:
+    """What the gate said of the clip and the graphs that are in the work directory.
+
+    Raises:
+        InputError: there is no record, no clip, or the record is about other files.
+    """
+    fidelity = read_fidelity(path)
+    if clip.value is None:
+        raise InputError(f"{path.name} is about a clip that cannot be shown")
+    if problem := fidelity.stale(path.parent, clip.value[0]):
+        raise InputError(f"{path.name} is about other files: {problem}")
+    return fidelity
 
 
 def frames(capture: Capture, pixels: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, features
 
-from preprocess import FACTOR
-
 THUMBNAIL = 336  # pixels, longest side of a frame
 CONTACT = 160  # pixels, longest side of a calibration sample
 QUALITY = 86  # of lossy pictures
@@ -87,17 +85,18 @@ def error_map(frame: np.ndarray, errors: np.ndarray, scale: Scale) -> Image.Imag
         scale: the colours.
     """
     grey = np.asarray(ImageOps.autocontrast(Image.fromarray(frame).convert("L"), cutoff=1), np.float64) / 255
-    colours = scale.colours(errors).repeat(FACTOR, 0).repeat(FACTOR, 1)
+    side = len(frame) // len(errors)  # of a token, in pixels
+    colours = scale.colours(errors).repeat(side, 0).repeat(side, 1)
     picture = Image.fromarray((colours * (0.6 + 0.4 * grey[..., None])).round().astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for row, column in np.argwhere(scale.warns(errors)):
-        left, top = int(column) * FACTOR, int(row) * FACTOR
+        left, top = int(column) * side, int(row) * side
         draw.line((left + 9, top + 9, left + 18, top + 18), "white", 2)
         draw.line((left + 9, top + 18, left + 18, top + 9), "white", 2)
     row, column = (int(n) for n in np.unravel_index(np.argmax(errors), errors.shape))
-    left, top = column * FACTOR, row * FACTOR
-    draw.rectangle((left, top, left + FACTOR - 1, top + FACTOR - 1), outline="black", width=3)
-    draw.rectangle((left + 1, top + 1, left + FACTOR - 2, top + FACTOR - 2), outline="white", width=1)
+    left, top = column * side, row * side
+    draw.rectangle((left, top, left + side - 1, top + side - 1), outline="black", width=3)
+    draw.rectangle((left + 1, top + 1, left + side - 2, top + side - 2), outline="white", width=1)
     return picture
 
 

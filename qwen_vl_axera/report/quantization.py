@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from preprocess import FACTOR, unpatchify
+from preprocess import unpatchify
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import ARCHIVE, CALIB, PIXELS, QUANTIZATION, GraphSpec, data_file
 from qwen_vl_axera.errors import InputError
@@ -19,6 +19,7 @@ from qwen_vl_axera.record import Count, Text, record
 from qwen_vl_axera.report.charts import depth_chart, visible
 from qwen_vl_axera.report.parts import Part, check_newer, clipped, read_part
 from qwen_vl_axera.report.pictures import CONTACT, Scale, data_uri, error_map, shrink
+from qwen_vl_axera.towers import find_tower
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ def check_subject(found: Quantization, judged: Judged, checkpoint: Checkpoint, w
     spec = read_spec(load_graph(path), path)
     inputs = [path, workdir / data_file(checkpoint.name), workdir / CALIB / ARCHIVE]
     check_newer(workdir / QUANTIZATION, [*inputs, *([workdir / PIXELS] if judged.clips == [CAPTURED] else [])])
-    rows, columns = (side // FACTOR for side in spec.size)
+    rows, columns = find_tower(spec.tower).token_grid(spec.size)
     depth = list(range(checkpoint.config.vision.depth))
     names = [found.floor.name, *(entry.name for entry in found.settings)]
     if len(set(names)) < len(names):
@@ -193,7 +194,7 @@ def token_maps(settings: Sequence[Setting], spec: GraphSpec, frames: Sequence[np
         spec: of the graph: gives the grid of tokens.
         frames: uint8 (H, W, 3), the first of each step, to lie under the maps; None: not known.
     """
-    rows, columns = (side // FACTOR for side in spec.size)
+    rows, columns = find_tower(spec.tower).token_grid(spec.size)
     cosines = np.array([[step.token_cosines for step in entry.steps] for entry in settings], np.float64)
     losses = visible(1 - cosines).reshape(len(settings), -1, rows, columns)
     scale = Scale.of(np.minimum(losses, 1))  # a token that shares nothing; beyond it lies the opposite

@@ -6,8 +6,10 @@ from typing import Any
 
 from qwen_vl_axera.calibration.archive import NEAR_FRACTION
 from qwen_vl_axera.chain.record import StepCost
+from qwen_vl_axera.compiled.record import AxmodelFidelity, Build
 from qwen_vl_axera.fidelity.record import Fidelity
 from qwen_vl_axera.preflight.checks import Outcome
+from qwen_vl_axera.report.build import Probed
 from qwen_vl_axera.report.parts import Part
 
 ORDER = ("ok", "warning", "failed")
@@ -16,7 +18,7 @@ TITLES = {
     "fidelity": "Fidelity",
     "maps": "Error of each token",
     "calibration": "Calibration set",
-    "preview": "8 bits where they hold",
+    "preview": "Mixed precision",
     "checks": "Checks before the build",
     "probe": "The probe",
     "axmodel": "The compiled model",
@@ -26,7 +28,7 @@ OPTIONAL = ("preview", "probe", "axmodel", "steps")  # absent after the host ste
 
 PRECISION = {
     "warning": "an entry of layer_configs took effect in part.",
-    "failed": "an entry of layer_configs had no effect, or names what is not there.",
+    "failed": "nodes have another width than an entry of layer_configs asks for.",
 }
 
 
@@ -88,14 +90,14 @@ def judge_fidelity(fidelity: Fidelity) -> Iterator[Finding]:
         text = f", and the {count} agree token by token" if fidelity.text else ""
         yield Finding("ok", f"The ONNX graphs err no more than float32 rounding explains{text}.", "fidelity")
         return
-    for graph in fidelity.graphs:
-        if not graph.holds(fidelity.thresholds):
-            problem = graph.problems[0] if graph.problems else "its figures miss a threshold"
-            yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
+    wrong = [graph for graph in fidelity.graphs if not graph.holds]
     differing = [answer for answer in fidelity.text if not answer.equal]
+    for graph in wrong:
+        problem = graph.problems[0] if graph.problems else "its figures exceed a limit"
+        yield Finding("failed", f"{graph.file}: {problem}.", "fidelity")
     if differing:
         yield Finding("failed", f"{len(differing)} of {len(fidelity.text)} answers differ.", "text")
-    if not differing and all(graph.holds(fidelity.thresholds) for graph in fidelity.graphs):
+    if not differing and not wrong:
         what = "did not pass" if fidelity.graphs else "measured no graph"
         yield Finding("failed", f"The fidelity test {what}.", "fidelity")
 
@@ -130,43 +132,57 @@ def judge_preview(preview: dict[str, Any]) -> Iterator[Finding]:
     text = preview["text"] or {"changed": {}, "total": 0}
     if mixed and text["changed"].get(mixed.name):
         count = f"{text['changed'][mixed.name]} of {text['total']} answers change"
-        yield Finding("warning", f"Simulated: {count} under mixed.", "preview")
+        yield Finding("warning", f"Simulated: {count} with mixed precision.", "preview")
     if search and not search["reached"]:
         target = f"{search['target']:g}"
-        yield Finding("warning", f"Simulated: no mix of 8 and 16 bits stays within {target} of the floor.", "preview")
+        yield Finding(
+            "warning",
+            f"Simulated: no mix of 8 and 16 bits loses at most {target} more than 8-bit weights alone.",
+            "preview",
+        )
     elif mixed and mixed.mac8 is not None:
         loss = max(preview["loss"], 0)
         share = f"{mixed.mac8:.1%} of the products at 8 bits"
-        yield Finding("ok", f"Simulated: mixed has {share} and loses {loss:.4f} of a token’s cosine.", "preview")
+        yield Finding(
+            "ok", f"Simulated: mixed precision has {share} and loses {loss:.4f} of a token’s cosine.", "preview"
+        )
     else:
         yield Finding("ok", f"Simulated under {len(preview['settings']) + preview['hidden'] - 1} settings.", "preview")
 
 
-def judge_probe(probe: dict[str, Any]) -> Iterator[Finding]:
-    precision = probe["precision"]
-    if probe["form"] is None:
+def judge_probe(probed: Probed) -> Iterator[Finding]:
+    probe = probed.found
+    if probe.chosen is None:
         yield Finding("failed", "No form of the graph compiles and computes what ONNX Runtime does.", "probe")
-    elif precision and precision["status"] != "ok":
-        yield Finding(precision["status"], f"The probe: {PRECISION[precision['status']]}", "precision")
-    elif not probe["works"]:
+        return
+    yield from judge_build(probe.chosen.build, "The probe", probe.accepted)
+    if probe.holds:
+        yield Finding("ok", f"A few blocks compile as {probe.form} and compute what ONNX Runtime does.", "probe")
+    elif not probe.chosen.works or probe.chosen.build.precision != "failed":
         yield Finding("failed", "The probe misses a limit.", "probe")
-    else:
-        yield Finding("ok", f"Two blocks compile as {probe['form']} and compute what ONNX Runtime does.", "probe")
-    if probe["form"] not in (None, probe["exported"]):
-        text = f"The graph is exported as {probe['exported']}, the probe chose {probe['form']}."
+    if probe.reason:
+        yield Finding("warning", f"The probe goes on with {probe.config_file}: {probe.reason}.", "probe")
+    if probe.form != probed.exported:
+        text = f"The graph is exported as {probed.exported}, the probe chose {probe.form}."
         yield Finding("warning", text, "probe")
 
 
-def judge_axmodel(axmodel: dict[str, Any]) -> Iterator[Finding]:
-    precision = axmodel["precision"]
-    if precision and precision["status"] != "ok":
-        yield Finding(precision["status"], f"The build: {PRECISION[precision['status']]}", "precision")
-    if not all(entry["graph"].holds for entry in axmodel["graphs"]) or not axmodel["graphs"]:
-        yield Finding("failed", "The compiled model misses a threshold.", "axmodel")
-    elif axmodel["holds"]:
-        yield Finding("ok", "The compiled model keeps every threshold, on every step and token.", "axmodel")
-    elif not precision or precision["status"] != "failed":
-        yield Finding("failed", "The check of the compiled model did not pass.", "axmodel")
+def judge_axmodel(axmodel: AxmodelFidelity) -> Iterator[Finding]:
+    if axmodel.build:
+        yield from judge_build(axmodel.build, "The build", axmodel.accepted)
+    if axmodel.graphs and all(graph.holds for graph in axmodel.graphs):
+        yield Finding("ok", "The compiled model keeps every limit, on every step and token.", "axmodel")
+    else:
+        yield Finding("failed", "The compiled model misses a limit.", "axmodel")
+
+
+def judge_build(build: Build | None, name: str, accepted: bool) -> Iterator[Finding]:
+    """What a build left; what is not known is no finding."""
+    for one in build.findings if build else []:
+        if one.status in ("failed", "warning"):
+            yield Finding(one.status, f"{name}: {one.part}: {one.detail}", "precision")
+    if build and (status := build.precision) in PRECISION:
+        yield Finding("warning" if accepted else status, f"{name}: {PRECISION[status]}", "precision")
 
 
 def judge_steps(steps: list[StepCost]) -> Iterator[Finding]:

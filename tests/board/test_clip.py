@@ -25,9 +25,8 @@ from tests.talking import capture_and_export, make_talking
 
 QUESTIONS = ["what moves?", "描述这个视频."]
 TOKENS = 8
+OTHER_CLIP = {"pixels.npy": 64 * "0"}
 SLOW = {"second_per_grid_ts": 600.0, "sample_fps": 2 / 600}  # fields of a capture
-
-OTHER_CLIP = {"pixels_sha256": 64 * "0"}
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +168,8 @@ def change(path: Path, edit) -> None:
         (lambda work: (work / "fidelity.json").unlink(), "no fidelity.json"),
         (lambda work: change(work / "fidelity.json", lambda value: value["text"].clear()), "--generate"),
         (
-            lambda work: change(work / "fidelity.json", lambda value: value.update(pixels_sha256="0" * 64)),
-            "another clip",
+            lambda work: change(work / "fidelity.json", lambda value: value["made_from"].update(OTHER_CLIP)),
+            "about other files: pixels.npy has changed",
         ),
     ],
 )
@@ -205,7 +204,7 @@ def test_without_frames(talking, workdir, tmp_path, capsys, prepare, word):
     "edit",
     [
         lambda value: value["text"][0].pop("reference_ids"),
-        lambda value: value.pop("pixels_sha256"),
+        lambda value: value.pop("made_from"),
         lambda value: value["text"][0].update(reference=3),
         lambda value: value["text"][0].update(onnx_ids=["1"]),
         lambda value: value["text"][0].update(complete=1),

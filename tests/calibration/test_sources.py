@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from preprocess import frames_to_patches
 from qwen_vl_axera.calibration.sources import Source, open_inputs, pick_steps
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import write_array, write_record
+from qwen_vl_axera.made_from import made_from
 from qwen_vl_axera.oracle.record import Capture
 from tests.calibration.calibrate import SIZE, calibrate, with_range
 
@@ -79,9 +81,10 @@ def write_capture(workdir: Path, kind: str, source: list[Path], pixels: np.ndarr
     workdir.mkdir(exist_ok=True)
     paths = [str(path) for path in source]
     capture = Capture((56, 84), (3, 4, 6), kind, paths, list(range(6)), 2.0, 1.0, "tiny", {}, [0, 2])
-    write_record(workdir / "capture.json", Capture, capture)
     if pixels is not None:
         write_array(workdir / "pixels.npy", pixels)
+        capture = replace(capture, made_from=made_from([workdir / "pixels.npy"], workdir))
+    write_record(workdir / "capture.json", Capture, capture)
 
 
 def test_the_captured_clip_is_the_default(media, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def test_arguments(tiny_dir, tmp_path):
     run = read_run([str(tiny_dir), "--resume", "--", "-a.mp4", "--force"], {"WORKDIR": str(tmp_path)})
     assert (run.mode, run.workdir, [str(video) for video in run.videos]) == ("resume", tmp_path, ["-a.mp4", "--force"])
     assert run.out == tiny_dir.with_name(f"{tiny_dir.name}-AX650") and run.config == CONFIG
-    with pytest.raises(InputError, match=r"expected a directory with a Qwen2\.5-VL checkpoint"):
+    with pytest.raises(InputError, match=r"directory of a Qwen2\.5-VL checkpoint"):
         read_run([str(tmp_path)], {})
     demo = read_run(["--demo"], {"WORKDIR": str(tmp_path), "NUM_FRAMES": "4"})
     assert (demo.values["SIZE"], demo.values["NUM_FRAMES"], demo.values["GENERATE"]) == ((168, 168), 4, True)

@@ -6,7 +6,7 @@ import pytest
 
 from qwen_vl_axera.chain.options import Run, read_variables
 from qwen_vl_axera.chain.steps import Model, embedding, language, python
-from qwen_vl_axera.contract import LAYOUT_TENSORS
+from qwen_vl_axera.towers import find_tower
 from tests.conftest import ROOT
 from tests.talking import capture_and_export
 
@@ -58,7 +58,8 @@ def test_what_a_step_reads_an_earlier_one_writes_or_the_user_gives(run, mode):
 
 
 def test_the_saved_layout_is_read_by_the_export(run):
-    assert {f"{name}.pth" for name in LAYOUT_TENSORS} <= {path.name for path in Model(run).export("dense").reads}
+    layout = find_tower("qwen2_5_vl").layout_tensors
+    assert {f"{name}.pth" for name in layout} <= {path.name for path in Model(run).export("dense").reads}
 
 
 def test_a_path_is_never_a_flag(run):

@@ -289,3 +289,23 @@ def test_offsets_in_any_order(copy):
     tensors = {"visual.b": np.arange(3, dtype=np.float32), "visual.a": np.arange(5, dtype=np.float32)}
     edit_tensors(copy, lambda old: old | {name: torch.from_numpy(values) for name, values in tensors.items()})
     assert {"visual.a", "visual.b"} <= Checkpoint(copy).tensors.keys()
+
+
+def test_answers_of_a_gptq_checkpoint_come_from_the_original(tiny_dir, frames_dir, tmp_path, run_script):
+    gptq = Path(shutil.copytree(tiny_dir, tmp_path / "gptq"))
+    edit(gptq / "config.json", lambda raw: raw.update(quantization_config={"quant_method": "gptq"}))
+    work = ["--workdir", tmp_path / "work"]
+    clip = ["--video", frames_dir, "--size", "56", "84"]
+    done = run_script("run_video_by_sec.py", gptq, *clip, "--generate", *work)
+    assert done.returncode == 2 and "--language ORIGINAL" in done.stderr and not list((tmp_path / "work").iterdir())
+    assert run_script("run_video_by_sec.py", gptq, *clip, *work).returncode == 0
+    assert run_script("export.py", gptq, "video", *work).returncode == 0
+    ask = ["test_onnx_video_by_sec.py", gptq, "--generate", "--max-new-tokens", "2", *work]
+    done = run_script(*ask)
+    assert done.returncode == 2 and "quantised with GPTQ" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run_script(*ask, "--language", tiny_dir)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "work" / "fidelity.json").read_text())["text"]) == 2
+    other = make_tiny(tmp_path / "other", seed=1)
+    done = run_script(*ask, "--language", other)
+    assert done.returncode == 2 and "is another than that of" in done.stderr

@@ -97,7 +97,7 @@ def test_a_terminal_is_told_the_time_while_the_compiler_says_nothing(make_workdi
     monkeypatch.setenv("STAND_IN_SLEEP", "build:1")
     execute(build_command(HERE, workdir / "tiny_vision.onnx", CONFIG), seconds=7200)
     shown = terminal.getvalue()
-    assert shown.count("pulsar2 build: 0 min of about 120 (an inference), last seen: build op 6/6") >= 3
+    assert shown.count("pulsar2 build: 0 min of about 120 (an inference), last seen: build jobs 6/6") >= 3
     assert "still running" not in shown and shown.endswith(CLEAR)
 
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import export
+from qwen_vl_axera.contract import GraphSpec
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, within
 from qwen_vl_axera.fidelity.runtime import OnnxTower
 from qwen_vl_axera.graph.files import read_metadata
+from qwen_vl_axera.probe.run import write_probe
 from qwen_vl_axera.towers.qwen2_5_vl import weights
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import run_main
@@ -74,12 +76,12 @@ def test_the_documented_command(run_script, captured, tiny_dir, workdir):
 
 
 def test_paths_that_careless_scripts_stumble_over(capsys, monkeypatch, tiny, tiny_dir, tmp_path):
-    checkpoint = shutil.copytree(tiny_dir, tmp_path / HOSTILE)
+    shutil.copytree(tiny_dir, tmp_path / HOSTILE)
     monkeypatch.chdir(tmp_path)
-    flags = ("--size", 56, 84, "--workdir", f"./{HOSTILE}/new work")
+    flags = ("--size", 56, 84, "--workdir", f"./{HOSTILE} new/new work")
     code, _, error = run(capsys, f"./{HOSTILE}/", "video", *flags)
     assert (code, error) == (0, "")
-    made = checkpoint / "new work"
+    made = tmp_path / f"{HOSTILE} new" / "new work"
     assert names(made) == {name.replace("tiny", HOSTILE) for name in GRAPHS}
     assert_is_transformers_tower(tiny, made / f"{HOSTILE}_vision_uint8.onnx")
 
@@ -124,15 +126,16 @@ def test_another_input_form_is_refused_and_leaves_the_video_graph_usable(capsys,
 
 
 def test_the_weights_of_a_second_export_stay_as_they_are(capsys, tiny_dir, workdir):
-    assert run(capsys, tiny_dir, "video", "--probe", "--workdir", workdir)[0] == 0
+    assert run(capsys, tiny_dir, "video", "--workdir", workdir)[0] == 0
     data = workdir / "tiny_vision.onnx.data"
     before = data.stat()
     assert run(capsys, tiny_dir, "image", "--size", 56, 56, "--workdir", workdir)[0] == 0
     assert (data.stat().st_ino, data.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_probe_is_no_obstacle_to_another_input(capsys, tiny_dir, workdir):
-    assert run(capsys, tiny_dir, "video", "--probe", "--workdir", workdir)[0] == 0
+def test_a_probe_is_no_obstacle_to_another_input(capsys, tiny, tiny_dir, workdir):
+    assert run(capsys, tiny_dir, "video", "--workdir", workdir)[0] == 0
+    write_probe(tiny, workdir, GraphSpec(tiny.tower.model_type, SIZE, probe=True))
     assert run(capsys, tiny_dir, "video", "--input", "normalized", "--workdir", workdir)[0] == 0
 
 

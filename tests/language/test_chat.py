@@ -297,7 +297,7 @@ def test_a_quantised_language_model_without_its_package(talking, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    with pytest.raises(InputError, match="stored with gptq, which transformers does not run here"):
+    with pytest.raises(InputError, match="quantised with GPTQ, which does not run here"):
         LanguageModel(copy, "float32")
 
 

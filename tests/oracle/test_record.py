@@ -26,7 +26,7 @@ def test_it_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"size": [56, 85]}, "multiples of 28"),
+        ({"size": [56, 85]}, "is not of size"),
         ({"size": [56, 56]}, "grid_thw [3, 4, 6] is not of size [56, 56]"),
         ({"size": [56]}, "size[1] is missing"),
         ({"grid_thw": [3, 6, 4]}, "grid_thw"),
@@ -77,6 +77,29 @@ def test_values_that_are_not_finite_are_refused(workdir, name, value):
     np.save(workdir / name, values)
     with pytest.raises(InputError, match=rf"{name} holds NaN or infinite values: run run_video_by_sec\.py again"):
         read_all(workdir)
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "vit_out.npy", "vit_exact.npy"])
+def test_a_file_of_another_capture_is_refused(workdir, name):
+    values = np.load(workdir / name)
+    np.save(workdir / name, values[..., ::-1])
+    with pytest.raises(InputError, match=rf"about other files \({name} has changed\): run run_video_by_sec\.py again"):
+        read_all(workdir)
+
+
+def test_a_capture_that_names_no_files_is_refused(workdir):
+    raw = json.loads((workdir / "capture.json").read_text())
+    del raw["made_from"]
+    (workdir / "capture.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"does not say what it was made from\): run run_video_by_sec\.py again"):
+        read_all(workdir)
+
+
+def test_a_layout_of_another_capture_is_refused(tiny, workdir):
+    path = workdir / "rotary_pos_emb.pth"
+    torch.save(torch.load(path, weights_only=True) * (1 + 1e-7), path)
+    with pytest.raises(InputError, match=r"rotary_pos_emb\.pth has changed"):
+        export_vision(tiny, workdir)
 
 
 @pytest.mark.parametrize("name", ["rotary_pos_emb", "rotary_pos_emb all"])

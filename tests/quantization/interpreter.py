@@ -147,15 +147,16 @@ def fake(values: np.ndarray, low: float, high: float, data_type: str, symmetric:
     levels = {"U8": 255, "U16": 65535}[data_type]
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
-        step = max(-low, high) / (levels / 2) or 1.0
+        step = float(np.float32(max(-low, high)) / np.float32(levels / 2)) or 1.0
         return np.clip(np.rint(values / step), -(levels + 1) // 2, levels // 2) * step
-    step = (high - low) / levels or 1.0
+    step = float(np.float32((high - low) / levels)) or 1.0  # stored in float32, and the zero point counted in it
     zero = np.rint(-low / step)
     return (np.clip(np.rint(values / step) + zero, 0, levels) - zero) * step
 
 
 def s8(weights: np.ndarray, per_tensor: bool) -> np.ndarray:
-    """A Gemm's weight (out, in) in S8 and back."""
+    """A Gemm's weight (out, in) in S8 and back: all of it in float32, as the compiler divides."""
+    weights = weights.astype(np.float32)
     largest = np.abs(weights).max() if per_tensor else np.abs(weights).max(1, keepdims=True)
-    step = np.where(largest == 0, 1.0, largest / 127.5)
-    return np.clip(np.rint(weights / step), -128, 127) * step
+    step = np.where(largest == 0, np.float32(1), largest / np.float32(127.5))
+    return (np.clip(np.rint(weights / step), -128, 127) * step).astype(np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_vl_axera.quantization.losses import damage, figures, loss
+from qwen_vl_axera.quantization.losses import damage, figures, loss, loss_over_clips
 
 
 @pytest.fixture
@@ -42,3 +42,25 @@ def test_a_loss_is_to_the_floor_and_of_both_cosines(tokens):
     few = torch.tensor([[1.0, 0.0], [1.0, 4.0]])
     turned = torch.tensor([[0.0, 1.0], [1.0, 4.0]])
     assert loss([few], [few], [turned]) == pytest.approx(max(1 - 0.5, 1 - figures(few, turned)["centred_cosine"]))
+
+
+def test_a_loss_over_clips_and_what_other_clips_would_give():
+    """Clips are drawn whole: three that lose nothing and one that loses much leave a wide interval."""
+    chance = torch.Generator().manual_seed(0)
+    reference = [torch.randn(20, 8, generator=chance) for _ in range(8)]
+    floor = [tokens.clone() for tokens in reference]
+    actual = [
+        tokens + (0.5 if step in (6, 7) else 0) * torch.randn(20, 8, generator=chance)
+        for step, tokens in enumerate(reference)
+    ]
+    found = loss_over_clips(reference, floor, actual, [[0, 1], [2, 3], [4, 5], [6, 7]])
+    assert found.value == pytest.approx(loss(reference, floor, actual), rel=1e-6)
+    assert found.low == 0 < found.value < found.high
+    same = loss_over_clips(reference, floor, actual, [[6], [7]])
+    assert same.low > found.value
+
+
+def test_a_floor_that_is_worse_makes_a_gain():
+    reference = [torch.eye(4)]
+    floor = [torch.eye(4) + 0.5]
+    assert loss_over_clips(reference, floor, reference, [[0]]).value < 0

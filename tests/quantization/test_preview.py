@@ -15,7 +15,7 @@ import preflight
 import preview_quantization
 from qwen_vl_axera.compiler.schema import load_config
 from tests.conftest import ROOT, run_main
-from tests.quantization.conftest import SIZE
+from tests.quantization.conftest import SIZE, write_frames
 
 
 @pytest.fixture
@@ -41,9 +41,26 @@ def settings_of(workdir: Path) -> dict[str, dict]:
     return {entry["name"]: entry for entry in report["settings"]}
 
 
+def test_a_mix_is_judged_on_clips_that_did_not_choose_it(run, copy, tmp_path):
+    clips = [write_frames(tmp_path / f"unseen{number}", number) for number in range(20, 23)]
+    code, out, _ = run("--search", case=copy, evaluate=[copy.evaluation, *clips])
+    assert code == 0
+    found = json.loads((copy.workdir / "quantization.json").read_text())["search"]
+    judged = found["judged"]
+    assert judged["clips"] == ["unseen20", "unseen22"]  # every other one
+    assert judged["low"] <= judged["loss"] <= judged["high"]
+    assert not found["reached"] or judged["high"] <= found["target_loss"]
+    assert "clips that did not choose it" in out and "give 4 clips more with --evaluate" in out
+    code, _, err = run("--search", case=copy, evaluate=[copy.evaluation, clips[0], clips[1], clips[0]])
+    assert code == 0  # twice, but both judge
+    code, _, err = run("--search", case=copy, evaluate=[clips[0], clips[0]])
+    assert code == 2 and "would judge what it has chosen" in err
+
+
 def test_the_search_finds_the_spiky_layer_and_writes_a_recipe(run, massive, capsys):
     code, out, err = run("--search")
     assert (code, err) == (0, "")
+    assert "judged on the very frames that chose it: give 7 clips more" in out
     report = json.loads((massive.workdir / "quantization.json").read_text())
     spiky = "blocks.3.mlp.down_proj"
     # Ranked first where it is planted, by the census as well as by the damage to tokens.

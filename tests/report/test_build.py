@@ -11,8 +11,9 @@ import probe_build
 from qwen_vl_axera.compiled import axmodel
 from qwen_vl_axera.compiler import __main__ as compiler
 from qwen_vl_axera.compiler.tool import VARIABLE
+from qwen_vl_axera.graph.files import load_graph, write_graph
 from tests.conftest import ROOT
-from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SPOOFED, change, report, touch
+from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SPOOFED, change, report
 
 STAND_IN = ROOT / "tests" / "stand_in" / "pulsar2"
 CONFIG = ROOT / "config_video.json"
@@ -22,18 +23,19 @@ CONFIG = ROOT / "config_video.json"
 def built(made, tiny_dir, tmp_path_factory) -> Path:
     """A work directory after a probe whose first form is wrong and second does not compile, and a whole build."""
     workdir = shutil.copytree(made, tmp_path_factory.mktemp("built") / "work")
+    config = shutil.copy(CONFIG, workdir)  # beside its records: copies of the directory find it
     place = ["--workdir", str(workdir)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(STAND_IN))
         patch.setenv("STAND_IN_COMPUTE", sys.executable)
         patch.setenv("STAND_IN_NOISE", "2 grouped")
         patch.setenv("STAND_IN_REFUSE", "folded")
-        assert probe_build.main([str(tiny_dir), *place, "--config", str(CONFIG)]) == 0
+        assert probe_build.main([str(tiny_dir), *place, "--config", str(config)]) == 0
         patch.setenv("STAND_IN_NOISE", "0")
-        build = ["build", str(workdir / "tiny_vision.onnx"), "--config", str(CONFIG), *place]
+        build = ["build", str(workdir / "tiny_vision.onnx"), "--config", str(config), *place]
         assert compiler.main([*build, "--output-dir", str(workdir / "build-output")]) == 0
         model = workdir / "build-output" / "tiny_vision.axmodel"
-        assert axmodel.main([str(model), str(workdir / "tiny_vision_uint8.onnx"), "--config", str(CONFIG), *place]) == 0
+        assert axmodel.main([str(model), str(workdir / "tiny_vision_uint8.onnx"), "--config", str(config), *place]) == 0
     return workdir
 
 
@@ -45,15 +47,15 @@ def workdir(built, tmp_path) -> Path:
 def test_the_probes_verdict_form_by_form(built, tiny):
     page, worst = report(tiny, built)
     probe = json.loads((built / "probe.json").read_bytes())
-    rows = {row[0].split()[0]: row for row in page.rows if len(row) == 8 and row[0][0].isalpha()}
+    rows = {row[0].split()[0]: row for row in page.rows if len(row) == 8 and row[1] == "given"}
     assert list(rows) == ["grouped", "folded", "unrolled"]
-    status = {name: [cell.split()[-1] for cell in row[1:3]] for name, row in rows.items()}
+    status = {name: [cell.split()[-1] for cell in row[2:4]] for name, row in rows.items()}
     assert status == {"grouped": ["ok", "failed"], "folded": ["failed", "–"], "unrolled": ["ok", "ok"]}
     assert "chosen" in rows["unrolled"][0] and "chosen" not in rows["grouped"][0]
-    lowest = min(step["min_token_cosine"] for step in probe["attempts"][0]["steps"])
-    assert rows["grouped"][3] == f"{lowest:.5f}"
-    assert rows["unrolled"][7] == f"{probe['attempts'][2]['cycles']:,}" and rows["folded"][7] == "–"
-    assert "cannot tile MatMul of form folded" in page.text and "at least 0.98" in page.text
+    lowest = min(step["min_token_cosine"] for step in probe["attempts"][0]["compared"]["steps"])
+    assert rows["grouped"][4] == f"{lowest:.5f}"
+    assert rows["unrolled"][7] == f"{probe['attempts'][2]['build']['cycles']:,}" and rows["folded"][7] == "–"
+    assert "cannot tile MatMul of form folded" in page.text and "worst token ≥ 0.98" in page.text
     # The probe chose another form than the one that is exported here.
     assert worst["probe"] == "warning" and "exported as grouped, the probe chose unrolled" in page.text
 
@@ -65,42 +67,54 @@ def test_the_compiled_model_step_by_step(built, tiny):
     for step in found["graphs"][0]["steps"]:
         assert f"{step['max_abs']:.2e}" in page.text
     assert "tiny_vision.axmodel" in page.text
-    assert "cosine ≥ 0.98, worst token ≥ 0.98: the manual’s own limit" in page.text
+    assert "cosine ≥ 0.98, worst token ≥ 0.98" in page.text and found["graphs"][0]["source"] in page.text
 
 
-def test_which_wishes_took_effect(workdir, tiny):
+def test_what_the_build_says(workdir, tiny):
     page, worst = report(tiny, workdir)
-    precision = json.loads((workdir / "axmodel_fidelity.json").read_bytes())["precision"]
-    (wish,) = precision["wishes"]
-    assert page.text.count(wish["selector"]) == 2 and wish["detail"] in page.text  # of the build, of the probe
-    assert f"{precision['kept']} of {precision['nodes']} nodes kept their names" in page.text
-    assert "precision" not in worst
-    probe = json.loads((workdir / "probe.json").read_bytes())["attempts"][2]["precision"]
-    counts = [str(of["bits"]["Softmax"]["16"]) for of in (precision, probe)]
-    assert [next(filter(None, row[1:])) for row in page.rows if row[0] == "Softmax"] == counts
+    build = json.loads((workdir / "axmodel_fidelity.json").read_bytes())["build"]
+    (selector,) = build["selectors"]
+    assert page.text.count(f"U16 for {selector['selector']}") == 2  # of the build, of the probe
+    assert f"{build['kept']} of {build['nodes']} nodes kept their names" in page.text
+    assert "precision" not in worst and "subgraphs" in page.text
+    probe = json.loads((workdir / "probe.json").read_bytes())["attempts"][2]["build"]
+    counts = [f"16: {of['widths']['Softmax']['16']}" for of in (build, probe)]
+    assert [row[1] for row in page.rows if row[0] == "Softmax" and len(row) == 2] == counts
 
-    # Counts decide, whatever the words beside them say.
-    change(workdir / "axmodel_fidelity.json", lambda value: value["precision"]["wishes"][0].update(honoured=1))
+    # Counts decide: nothing beside them is stored.
+    def obey(count):
+        return lambda value: value["build"]["selectors"][0].update(obeyed=count)
+
+    change(workdir / "axmodel_fidelity.json", obey(1))
     page, worst = report(tiny, workdir)
-    assert worst["precision"] == "warning" and f"1 of {wish['matched']} nodes got it" in page.text
-    change(workdir / "axmodel_fidelity.json", lambda value: value["precision"]["wishes"][0].update(honoured=0))
+    assert worst["precision"] == "warning" and f"1 of {selector['seen']} nodes have it" in page.text
+    change(workdir / "axmodel_fidelity.json", obey(0))
     page, worst = report(tiny, workdir)
-    assert worst["precision"] == "failed" and "✗ Failed" in page.text
-    change(workdir / "axmodel_fidelity.json", lambda value: value.pop("precision"))
+    assert worst["precision"] == "failed" and "✗ failed" in page.text.replace("Failed", "failed")
+    change(workdir / "axmodel_fidelity.json", lambda value: value.update(accepted=True))
+    assert report(tiny, workdir)[1]["precision"] == "warning"
+    change(workdir / "axmodel_fidelity.json", lambda value: value.pop("build"))
     page, worst = report(tiny, workdir)
     assert "precision" not in worst and "The probe" in page.text and "The whole build" not in page.text
 
     def ignored(value):
-        value["attempts"][2]["precision"]["wishes"][0].update(honoured=0)  # of the form that was chosen
+        value["attempts"][2]["build"]["selectors"][0].update(obeyed=0)  # of the form that was chosen
 
     change(workdir / "probe.json", ignored)
     assert report(tiny, workdir)[1]["precision"] == "failed"
 
 
+def test_more_than_one_subgraph_is_seen(workdir, tiny):
+    finding = {"part": "subgraphs", "status": "failed", "detail": "19 subgraphs"}
+    change(workdir / "axmodel_fidelity.json", lambda value: value["build"]["findings"].append(finding))
+    page, worst = report(tiny, workdir)
+    assert worst["precision"] == "failed" and "The build: subgraphs: 19 subgraphs" in page.text
+
+
 def test_no_form_works(workdir, tiny):
     def spoil(value):
         value.update(passed=False, form=None, whole=None)
-        value["attempts"][2].update(works=False, compiled=False, steps=[], error="out of memory")
+        value["attempts"][2].update(build=None, compared=None, error="out of memory")
 
     change(workdir / "probe.json", spoil)
     page, worst = report(tiny, workdir)
@@ -110,10 +124,10 @@ def test_no_form_works(workdir, tiny):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda value: value["attempts"][2]["steps"][0].update(min_token_cosine=0.9),
-        lambda value: value["attempts"][2].update(compiled=False),
-        lambda value: value["attempts"][2].update(works=False),
-        lambda value: value["attempts"][2].update(steps=[]),
+        lambda value: value["attempts"][2]["compared"]["steps"][0].update(min_token_cosine=0.9),
+        lambda value: value["attempts"][2]["compared"]["steps"][0].update(token_error=1.0),
+        lambda value: value["attempts"][2]["compared"].update(steps=[]),
+        lambda value: value["attempts"][2].update(compared=None),
         lambda value: value.update(passed=False),
     ],
 )
@@ -123,49 +137,29 @@ def test_a_probe_that_misses_a_limit_is_seen_whatever_the_flags_say(workdir, tin
     assert worst["probe"] == "failed" and "✗ Failed" in page.text
 
 
-def test_limits_of_a_preview_are_said_to_be_its(workdir, tiny):
-    limits = {"cosine": 0.97, "min_token_cosine": 0.9}
+def test_the_recipe_to_go_on_with_is_said(workdir, tiny):
+    def fell_back(value):
+        value["reason"] = "mixed.json breaks the model"
 
-    def loosen(value):
-        value["thresholds"] = limits
-        value["graphs"][0]["thresholds"] = limits
+    change(workdir / "probe.json", fell_back)
+    page, worst = report(tiny, workdir)
+    assert worst["probe"] == "warning" and "mixed.json breaks the model" in page.text
 
-    change(workdir / "axmodel_fidelity.json", loosen)
-    text = report(tiny, workdir)[0].text
-    assert "worst token ≥ 0.9: as the preview predicts" in text and "not known any more" in text
 
-    figures = {"mean_token_cosine": 0.985, "min_token_cosine": 0.95, "centred_cosine": 0.9, "relative_error": 0.1}
-    config = json.loads(CONFIG.read_text())["quant"]["layer_configs"]
-    floor = figures | {"mac8": None, "border_bytes": None, "clipped": {"share": 0, "worst": {}}}
-    floor |= {"name": "floor", "config": None, "steps": [], "blocks": [], "notes": []}
-    census = {"massive_tokens": [], "outlier_channels": [], "spikes": [], "softmax": [], "findings": []}
-    preview = {"assumptions": [], "graph": "tiny_vision.onnx", "calibration": {}, "evaluation": {}, "notes": []}
-    preview |= {"floor": floor, "settings": [floor | {"name": "vendor", "config": config}], "census": census}
-    (workdir / "quantization.json").write_text(json.dumps(preview))
-    predicted = axmodel.limits(workdir, CONFIG)
-    change(workdir / "axmodel_fidelity.json", lambda value: value["graphs"][0].update(thresholds=predicted))
-    assert "as the preview predicts, whose loss may double and grow by 0.01 at least (config_video.json)" in (
-        report(tiny, workdir)[0].text
-    )
+def anew(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
 
 
 @pytest.mark.parametrize(
     ("part", "spoil", "words"),
     [
-        ("probe", lambda workdir: touch(workdir / "tiny_vision.onnx"), "older than tiny_vision.onnx"),
-        ("probe", lambda workdir: touch(workdir / "calib" / "hidden_states.tar"), "older than hidden_states.tar"),
-        ("probe", lambda workdir: change(workdir / "probe.json", another_size), "is about size [448, 448]"),
-        ("probe", lambda workdir: change(workdir / "probe.json", another_form), "is about windows 'dense'"),
-        ("probe", lambda workdir: change(workdir / "probe.json", another_depth), "graph of 7 nodes"),
+        ("probe", lambda workdir: anew(workdir / "calib" / "hidden_states.tar"), "hidden_states.tar has changed"),
+        ("probe", lambda workdir: anew(workdir / "tiny_vision.onnx.data"), "tiny_vision.onnx.data has changed"),
+        ("probe", lambda workdir: change(workdir / "probe.json", of_nothing), "does not say what it was made from"),
         ("probe", lambda workdir: (workdir / "probe.json").write_text("{"), "not readable as JSON"),
-        ("axmodel", lambda workdir: touch(workdir / "tiny_vision_uint8.onnx"), "older than tiny_vision_uint8.onnx"),
-        ("axmodel", lambda workdir: touch(workdir / "pixels.npy"), "older than pixels.npy"),
-        (
-            "axmodel",
-            lambda workdir: change(workdir / "axmodel_fidelity.json", another_model),
-            "not about a model of",
-        ),
-        ("axmodel", lambda workdir: change(workdir / "axmodel_fidelity.json", another_clip), "a clip of 3 steps"),
+        ("axmodel", lambda workdir: anew(workdir / "tiny_vision_uint8.onnx"), "tiny_vision_uint8.onnx has changed"),
+        ("axmodel", lambda workdir: anew(workdir / "pixels.npy"), "pixels.npy has changed"),
+        ("axmodel", lambda workdir: (workdir / MODEL).unlink(), "tiny_vision.axmodel is missing"),
         ("axmodel", lambda workdir: (workdir / "axmodel_fidelity.json").write_text("[]"), "again"),
     ],
 )
@@ -173,41 +167,23 @@ def test_what_is_of_something_else_or_damaged_is_said_and_not_shown(workdir, tin
     spoil(workdir)
     page, worst = report(tiny, workdir)
     assert worst[part] == "warning" and words in page.text
-    shown = {"probe": "Lowest token", "axmodel": "tiny_vision.axmodel"}[part]
-    assert shown not in page.text
+    assert {"probe": "Lowest token", "axmodel": "tiny_vision.axmodel"}[part] not in page.text.replace(words, "")
 
 
-def another_size(value):
-    value["spec"]["size"] = [448, 448]
+MODEL = "build-output/tiny_vision.axmodel"
 
 
-def another_form(value):
-    value["spec"]["window_mode"] = "dense"
+def of_nothing(value):
+    value["made_from"] = {}
 
 
-def another_depth(value):
-    value["whole"]["nodes"] = 7
-
-
-def another_model(value):
-    value["graphs"][0]["file"] = "other_vision.axmodel"
-
-
-def another_clip(value):
-    value["graphs"][0]["steps"].pop()
-
-
-def test_a_graph_in_the_form_that_the_probe_chose_may_be_newer(workdir, tiny):
-    """As in the chain: the probe was made beside another form, and the graph is exported once more."""
-
-    def chosen(value):
-        value["form"] = "grouped"
-        value["spec"]["window_mode"] = "dense"
-
-    change(workdir / "probe.json", chosen)
-    touch(workdir / "tiny_vision.onnx")
+def test_a_graph_exported_once_more_is_no_other(workdir, tiny):
+    """As in the chain: after the probe the graph is exported in the form that it chose."""
+    graph = load_graph(workdir / "tiny_vision.onnx")
+    graph.doc_string = "anew"
+    write_graph(graph, workdir / "tiny_vision.onnx")
     page, _ = report(tiny, workdir)
-    assert "is older than tiny_vision.onnx" not in page.text and "The graph here is exported as grouped." in page.text
+    assert "is about other files" not in page.text and "Lowest token" in page.text
 
 
 @pytest.mark.parametrize(
@@ -230,10 +206,11 @@ def test_hostile_records_stay_text_and_the_page_small(workdir, tiny):
         value["attempts"][0]["seconds"] = 1e308
 
     def spoil_model(value):
-        wish = value["precision"]["wishes"][0]
+        selector = value["build"]["selectors"][0]
         long = [f"{number} {HOSTILE}" for number in range(2000)]
-        value["precision"]["wishes"] = [wish | {"selector": SPOOFED, "missing": long, "others": long}] * 100
-        value["precision"]["bits"] = dict.fromkeys(long[:200], dict.fromkeys(long[:30], 3))
+        value["build"]["selectors"] = [selector | {"selector": SPOOFED, "missing": long, "others": long}] * 100
+        value["build"]["findings"] = [{"part": SPOOFED, "status": "failed", "detail": HOSTILE * 1000}] * 1000
+        value["build"]["widths"] = dict.fromkeys(long[:200], dict.fromkeys(long[:30], 3))
 
     change(workdir / "probe.json", spoil_probe)
     change(workdir / "axmodel_fidelity.json", spoil_model)

@@ -54,7 +54,7 @@ def tile(page: Page, step: int, setting: str) -> np.ndarray:
 def test_the_table_is_the_one_on_the_screen(previewed, tiny):
     workdir, printed = previewed
     page, worst = report(tiny, workdir)
-    assert "preview" in worst and "8 bits where they hold" in page.text
+    assert "preview" in worst and "Mixed precision" in page.text
     lines = printed.splitlines()[1 : 1 + len(SETTINGS)]
     assert tuple(line[:24].strip() for line in lines) == SETTINGS
     for line in lines:
@@ -237,7 +237,7 @@ def test_what_is_of_something_else_or_damaged_is_said_and_not_drawn(workdir, tin
     assert "preview_quantization.py" in page.text and not page.all("polyline") and "Centred" not in page.text
     code, out, err = run_main(make_report.main, capsys, tiny.directory, "--workdir", workdir)
     assert (code, err) == (0, "")  # as with every other record: the page is written, the line says what is wrong
-    assert any(line.startswith("warning: 8 bits where they hold: ") and words in line for line in out.splitlines())
+    assert any(line.startswith("warning: Mixed precision: ") and words in line for line in out.splitlines())
 
 
 def cut_tokens(value):
@@ -256,7 +256,7 @@ def test_no_preview_leaves_no_chapter(made, tiny):
     page, worst = report(tiny, made)
     assert "preview" not in worst and not page.all("polyline")
     assert not any(section.get("id") == "preview" for section in page.all("section"))
-    assert "8 bits where they hold" not in page.text
+    assert "Mixed precision" not in page.text
 
 
 def test_a_captured_clip_lies_under_its_maps(workdir, tiny):

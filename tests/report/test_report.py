@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import test_onnx_video_by_sec as verify
+from qwen_vl_axera.compiled.record import AxmodelFidelity
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.fidelity.record import AxmodelFidelity
 from qwen_vl_axera.files import write_record
+from qwen_vl_axera.made_from import made_from
 from qwen_vl_axera.oracle.record import read_capture
 from qwen_vl_axera.preflight.checks import Check, Outcome
 from qwen_vl_axera.report.page import format_cosine, write_report
@@ -110,15 +111,12 @@ def test_no_graph_runs(made, tiny, monkeypatch):
 
 
 def move_token(path: Path, token: int) -> None:
-    """Makes a graph answer wrongly in one token."""
+    """Makes a graph answer wrongly in one token: with its neighbour's."""
     model = onnx.load(path, load_external_data=False)
-    (output,) = model.graph.output
-    count, width = (dimension.dim_value for dimension in output.type.tensor_type.shape.dim)
-    moved = np.zeros((count, width), np.float32)
-    moved[token] = 1e-2 * np.linspace(-1, 1, width)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(moved, "moved"))
-    model.graph.node[-1].output[0] = "right"
-    model.graph.node.append(onnx.helper.make_node("Add", ["right", "moved"], [output.name]))
+    (order,) = (tensor for tensor in model.graph.initializer if tensor.name == "reading_order")
+    values = onnx.numpy_helper.to_array(order).copy()
+    values[token] = values[token + 1]
+    order.CopyFrom(onnx.numpy_helper.from_array(values, order.name))
     path.write_bytes(model.SerializeToString())
 
 
@@ -180,6 +178,41 @@ def other_answer(workdir):
     np.save(workdir / "vit_out.npy", np.load(workdir / "vit_out.npy") * np.float32(1.001))
 
 
+def other_exact(workdir):
+    np.save(workdir / "vit_exact.npy", np.load(workdir / "vit_exact.npy") * 1.001)
+
+
+def other_weights(workdir):
+    data = bytearray((workdir / "tiny_vision.onnx.data").read_bytes())
+    data[1000] ^= 1
+    (workdir / "tiny_vision.onnx.data").write_bytes(data)
+
+
+def another_clips(workdir):
+    """What --video leaves: it is about the clip in check/."""
+
+    def edit(fidelity):
+        fidelity["made_from"] = {
+            f"check/{name}" if name.endswith(".npy") else name: value for name, value in fidelity["made_from"].items()
+        }
+
+    change(workdir / "fidelity.json", edit)
+
+
+def fewer_steps(workdir):
+    change(workdir / "fidelity.json", lambda fidelity: [graph["steps"].pop() for graph in fidelity["graphs"]])
+
+
+def other_limits(workdir):
+    change(workdir / "fidelity.json", lambda fidelity: fidelity["thresholds"].update(ratio=1e12))
+
+
+def unequal_answers(workdir):
+    answer = {"prompt": "?", "reference": "left", "onnx": "left", "tokens": 2, "equal": True, "complete": True}
+    answer |= {"reference_ids": [1, 2], "onnx_ids": [3, 2]}
+    change(workdir / "fidelity.json", lambda fidelity: fidelity["text"].append(answer))
+
+
 def other_graph(workdir):
     graph = workdir / "tiny_vision_uint8.onnx"
     graph.write_bytes(graph.read_bytes() + b"\x0a\x00")
@@ -193,15 +226,28 @@ def no_tokens(workdir):
     ("spoil", "words"),
     [
         (other_figures, "another run"),
-        (other_answer, "another vit_out.npy"),
-        (other_graph, "another tiny_vision_uint8.onnx"),
+        (other_answer, "about other files: vit_out.npy has changed"),
+        (other_exact, "about other files: vit_exact.npy has changed"),
+        (other_graph, "about other files: tiny_vision_uint8.onnx has changed"),
+        (other_weights, "about other files: tiny_vision.onnx.data has changed"),
+        (another_clips, "it was not made from pixels.npy"),
+        (fewer_steps, "it has not the 4 steps of the clip"),
+        (other_limits, "thresholds are not those of this version"),
+        (unequal_answers, "reference_ids and onnx_ids differ"),
         (no_tokens, "not there yet"),
     ],
 )
 def test_errors_of_something_else_are_said_and_not_drawn(workdir, tiny, spoil, words):
+    """Nor is such a record called ok."""
     spoil(workdir)
     page, worst = report(tiny, workdir)
-    assert worst["maps"] == "warning" and words in page.text and "test_onnx_video_by_sec.py" in page.text
+    if spoil not in (other_figures, no_tokens):
+        assert worst["fidelity"] == "warning" and "err no more than" not in page.text
+    assert (
+        "warning" in (worst.get("maps"), worst.get("fidelity"))
+        and words in page.text
+        and "test_onnx_video_by_sec.py" in page.text
+    )
     assert not any(image["alt"].startswith(("Error ratios", "Distances")) for image in page.all("img"))
 
 
@@ -215,8 +261,10 @@ def test_text_and_compiled_model_are_shown(workdir, tiny):
     differs = answer | {"onnx": "一只狗", "equal": False, "first_difference": {"token": 2} | sides}
     change(workdir / "fidelity.json", lambda fidelity: fidelity["text"].extend([answer, differs]))
     figures = {"max_abs": 0.5, "mean_abs": 0.1, "max_abs_relative": 0.2, "cosine": 0.97, "min_token_cosine": 0.91}
-    graph = {"file": "tiny_vision.axmodel", "passed": True, "thresholds": {"cosine": 0.98}, "steps": [figures] * 4}
-    compiled = {"passed": True, "thresholds": {"cosine": 0.98}, "graphs": [graph], "text": []}
+    figures["token_error"] = 0.3
+    graph = {"file": "tiny_vision.axmodel", "thresholds": {"cosine": 0.98}, "source": "a test", "steps": [figures] * 4}
+    about = made_from([workdir / "pixels.npy"], workdir)
+    compiled = {"passed": True, "accepted": False, "graphs": [graph], "made_from": about}
     write_record(workdir / "axmodel_fidelity.json", AxmodelFidelity, compiled)
     page, worst = report(tiny, workdir)
     assert "the same 3 tokens" in page.text and "一只猫" in page.text and "一只狗" in page.text

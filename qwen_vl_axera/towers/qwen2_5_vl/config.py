@@ -11,6 +11,7 @@ from typing import Any
 from preprocess import CHANNELS, MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_field
+from qwen_vl_axera.towers.shape import VisionShape
 
 ROPE_THETA = 10000.0  # a constant in every released model
 # What transformers' class has: its save_pretrained leaves out what equals these (seen in 4.49).
@@ -33,7 +34,7 @@ FIXED = {
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(VisionShape):
     """The vision tower's shape. Lengths in pixels or patches as named; `window_size` in pixels.
 
     `assumed` names the fields of DEFAULTS that config.json leaves out, with their values; the stored shapes must
@@ -54,47 +55,6 @@ class VisionConfig:
     tokens_per_second: int = 2
     rms_norm_eps: float = 1e-6
     assumed: str = field(default="", compare=False)
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def factor(self) -> int:
-        """Pixels per merged token and axis: image sides are multiples of it."""
-        return self.patch_size * self.spatial_merge_size
-
-    @property
-    def merge_unit(self) -> int:
-        """Patches per merged token."""
-        return self.spatial_merge_size**2
-
-    @property
-    def patch_pixels(self) -> int:
-        """Pixels of one patch over its temporal slots: 392 = 2·14·14."""
-        return self.temporal_patch_size * self.patch_size**2
-
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches for a size (height, width) in pixels.
-
-        Raises:
-            InputError: a side is no positive multiple of `factor`.
-        """
-        if any(side < self.factor or side % self.factor for side in size):
-            nearest = " ".join(str(max(1, round(side / self.factor)) * self.factor) for side in size)
-            raise InputError(f"size {size[0]} {size[1]}: expected multiples of {self.factor}; the nearest is {nearest}")
-        return size[0] // self.patch_size, size[1] // self.patch_size
-
-    def input_shape(self, size: tuple[int, int], uint8: bool = False) -> tuple[int, ...]:
-        """Of the graph's input: (1, 3, S, 392), or (1, S, 392, 3) as uint8."""
-        rows, columns = self.grid(size)
-        patches = rows * columns, self.patch_pixels
-        return (1, *patches, self.in_channels) if uint8 else (1, self.in_channels, *patches)
-
-    def output_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Of the graph's output: (S/4, out_hidden)."""
-        rows, columns = self.grid(size)
-        return rows * columns // self.merge_unit, self.out_hidden_size
 
 
 def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen_vl_axera.towers.qwen2_5_vl.config import ROPE_THETA, VisionConfig
+from qwen_vl_axera.towers.tower import Stored
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,13 @@ class Layout:
         return np.repeat(np.arange(len(sizes)), sizes)
 
 
-def build_layout(config: VisionConfig, size: tuple[int, int]) -> Layout:
+def build_layout(config: VisionConfig, size: tuple[int, int], stored: Stored | None = None) -> Layout:
     """The layout of one temporal step.
 
     Args:
         config: the tower.
         size: height and width in pixels, multiples of `config.factor`.
+        stored: not needed here: no weight depends on the size.
 
     Raises:
         InputError: the size does not fit.

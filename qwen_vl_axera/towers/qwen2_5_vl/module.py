@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preprocess import MEAN, STD
 from qwen_vl_axera.contract import GraphSpec
+from qwen_vl_axera.towers.qwen2_5_vl import QWEN2_5_VL
 from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig
 from qwen_vl_axera.towers.qwen2_5_vl.layout import Layout, WindowGroup
 
@@ -216,8 +216,10 @@ class VisionTower(nn.Module):
         self.config, self.layout, self.uint8 = config, layout, spec.uint8
         self.normalize = spec.uint8 and spec.input == "normalized"
         if self.normalize:
-            scale = np.tile(1 / (255 * np.array(STD)), config.patch_pixels).astype(np.float32)
-            shift = np.tile(-np.array(MEAN) / np.array(STD), config.patch_pixels).astype(np.float32)
+            scale = np.tile(1 / (255 * np.array(QWEN2_5_VL.std)), config.patch_pixels).astype(np.float32)
+            shift = np.tile(-np.array(QWEN2_5_VL.mean) / np.array(QWEN2_5_VL.std), config.patch_pixels).astype(
+                np.float32
+            )
             self.register_buffer("pixel_scale", torch.from_numpy(scale), persistent=False)  # (1176,)
             self.register_buffer("pixel_shift", torch.from_numpy(shift), persistent=False)
         self.register_buffer("window_order", torch.from_numpy(layout.order), persistent=False)
@@ -237,7 +239,8 @@ class VisionTower(nn.Module):
             "dense": everything,
         }[spec.window_mode]
         kinds = {number in config.fullatt_block_indexes: number for number in reversed(range(config.depth))}
-        self.numbers = sorted(kinds.values()) if spec.probe else range(config.depth)  # a probe has the first of each
+        # A probe has the first of each kind, and those asked for.
+        self.numbers = sorted({*kinds.values(), *spec.blocks}) if spec.probe else range(config.depth)
         form = FoldedAttention if spec.window_mode in ("folded", "unrolled") else GroupAttention
         self.patch_embed = PatchEmbed(config, bias=spec.input == "pixels")
         self.rotary = Rotary(layout)

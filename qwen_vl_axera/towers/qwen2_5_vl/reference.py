@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from preprocess import MEAN, STD, flat_patches
+from preprocess import flat_patches
 from qwen_vl_axera import progress
 from qwen_vl_axera.errors import CheckFailed
 from qwen_vl_axera.towers.precision import InFloat64, widened, without_tf32
+from qwen_vl_axera.towers.qwen2_5_vl import QWEN2_5_VL
 from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig, stored_tensors
-from qwen_vl_axera.towers.tower import Stored
+from qwen_vl_axera.towers.tower import Stored, Tower
 
 # Relative, four units in the last place of a float32: what the patch embedding changes by then is what the float32
 # sum over a patch's 1176 pixel values is rounded by (measured: 0.9 to 1.4 times that).
@@ -27,8 +28,15 @@ STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.floa
 ANGLE_TOLERANCE = 1e-6
 
 
+class Saved:
+    """A layout whose fields are tensors, each saved under its name."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
 @dataclass(frozen=True)
-class StepLayout:
+class StepLayout(Saved):
     """What transformers derives from one step's grid.
 
     Attributes:
@@ -43,9 +51,6 @@ class StepLayout:
     cu_window_seqlens: Tensor
     window_index: Tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
 
 class ReferenceTower:
     """transformers' `Qwen2_5_VisionTransformerPretrainedModel`, computing in float32, or exactly.
@@ -56,11 +61,27 @@ class ReferenceTower:
         device: "cpu", "cuda", ...
     """
 
+    numbers: Tower = QWEN2_5_VL
+    stored_tensors = staticmethod(stored_tensors)
+    # What a tower needs that is built for its rotary frequencies alone.
+    small = {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}  # noqa: RUF012
+
     def __init__(self, stored: Stored, config: VisionConfig, device: str = "cpu"):
         self.config, self.device = config, device
-        self.tower = load_tower(stored, config, blocks_as_stored=True).to(device)
+        self.tower = load_tower(stored, config, blocks_as_stored=True, kind=type(self)).to(device)
         with InFloat64():
-            self.exact_rotary = rotary_frequencies(config).to(device)
+            self.exact_rotary = rotary_frequencies(config, type(self)).to(device)
+
+    @staticmethod
+    def build(config: VisionConfig, **changes: Any) -> nn.Module:
+        """transformers' tower with its constructor's weights; `changes` are fields of its configuration."""
+        from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+        fields = dataclasses.asdict(config)
+        del fields["rms_norm_eps"]  # a constant in transformers, too
+        fields["fullatt_block_indexes"] = list(fields["fullatt_block_indexes"])
+        return Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**fields | changes))
 
     def run(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """The merged tokens of a clip, or of one step.
@@ -72,7 +93,7 @@ class ReferenceTower:
         Returns:
             float32 (T·S/4, out_hidden), step by step in reading order.
         """
-        return self._run(flat_patches(patches), grid)
+        return self._run(flat_patches(patches, self.numbers.mean, self.numbers.std), grid)
 
     def run_moved(self, patches: np.ndarray, grid: tuple[int, int], seed: int) -> np.ndarray:
         """`run` with pixels moved by float32 rounding: the same answer up to what rounding makes of it.
@@ -83,16 +104,15 @@ class ReferenceTower:
         noise = np.random.default_rng(seed).uniform(-MOVED_BY, MOVED_BY, (places, channels, 256))
         moved = np.arange(256) * (1 + noise)
         values = moved[np.arange(places)[:, None], np.arange(channels), patches]
-        return self._run(real_patches(values).astype(np.float32), grid)
+        return self._run(real_patches(values, self.numbers).astype(np.float32), grid)
 
     def run_exact(self, patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """`run` in float64 throughout: what transformers' code means, without the roundings of float32."""
-        parts = [self.tower.patch_embed, *self.tower.blocks, self.tower.merger]
         rotary = self.tower.rotary_pos_emb
         self.tower.rotary_pos_emb = self.exact_rotary
         try:
-            with InFloat64(), widened(parts, torch.float64):
-                return self._forward(real_patches(patches), grid)
+            with InFloat64(), widened(self.exact_parts(), torch.float64):
+                return self._forward(real_patches(patches, self.numbers), grid)
         finally:
             self.tower.rotary_pos_emb = rotary
 
@@ -104,7 +124,20 @@ class ReferenceTower:
     def _forward(self, hidden_states: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         steps = len(hidden_states) // (grid[0] * grid[1])
         output = self.tower(torch.from_numpy(hidden_states).to(self.device), grid_thw=self.grid_thw(steps, grid))
-        return (output if isinstance(output, Tensor) else output.pooler_output).cpu().numpy()  # transformers 4, 5
+        return self.answer(output).cpu().numpy()
+
+    def exact_parts(self) -> list[nn.Module]:
+        """The modules with weights, as `widened` takes them."""
+        return [self.tower.patch_embed, *self.tower.blocks, self.tower.merger]
+
+    def answer(self, output: Any) -> Tensor:
+        """The tokens in what transformers' tower returns."""
+        return output if isinstance(output, Tensor) else output.pooler_output  # transformers 4, 5
+
+    def places(self, grid: tuple[int, int]) -> np.ndarray:
+        """int (S/4,): where each token of the reading order stands among those of the blocks."""
+        window_index, _ = window_layout(self.tower, self.config, self.grid_thw(1, grid))
+        return torch.argsort(window_index.cpu()).numpy()
 
     def stages(
         self, patches: np.ndarray, grid: tuple[int, int], exact: bool, tokens: np.ndarray
@@ -120,13 +153,13 @@ class ReferenceTower:
         Returns:
             Name of the stage, as in the exported module -> (N, 4, hidden), a token's four patches.
         """
-        window_index, _ = window_layout(self.tower, self.config, self.grid_thw(1, grid))
-        place = torch.argsort(window_index.cpu())[tokens].numpy()  # of a token among transformers' windows
+        places = self.places(grid)
+        place = places[tokens]
         seen: dict[str, np.ndarray] = {}
 
         def keep(name: str, rows: np.ndarray):
             def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-                quads = output.reshape(len(window_index), self.config.merge_unit, -1)
+                quads = output.reshape(len(places), self.config.merge_unit, -1)
                 seen[name] = quads[torch.from_numpy(rows).to(output.device)].cpu().numpy()
 
             return hook
@@ -197,7 +230,9 @@ class ReferenceTower:
         )
 
 
-def load_tower(stored: Stored, config: VisionConfig, blocks_as_stored: bool = False) -> nn.Module:
+def load_tower(
+    stored: Stored, config: Any, blocks_as_stored: bool = False, kind: type[ReferenceTower] = ReferenceTower
+) -> nn.Module:
     """Builds the tower without initialising it and fills in the weights one tensor at a time.
 
     Args:
@@ -205,12 +240,13 @@ def load_tower(stored: Stored, config: VisionConfig, blocks_as_stored: bool = Fa
         config: the tower's shape.
         blocks_as_stored: the blocks' weights stay bfloat16 or float16 where they are stored so, which takes half the
             memory; else, and all others: float32.
+        kind: which tower.
     """
     with torch.device("meta"):
-        tower = build_tower(config)
-    tower.rotary_pos_emb = rotary_frequencies(config)
+        tower = kind.build(config)
+    tower.rotary_pos_emb = rotary_frequencies(config, kind)
 
-    shapes = stored_tensors(config)
+    shapes = kind.stored_tensors(config)
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     with progress.stage("load vision weights", size) as stage:
         for name, shape in shapes.items():
@@ -225,30 +261,18 @@ def load_tower(stored: Stored, config: VisionConfig, blocks_as_stored: bool = Fa
     return tower.requires_grad_(False).eval()
 
 
-def build_tower(config: VisionConfig, **changes: Any) -> nn.Module:
-    """transformers' tower with the weights that its constructor gives it; `changes` are fields of its configuration."""
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-
-    fields = dataclasses.asdict(config)
-    del fields["rms_norm_eps"]  # a constant in transformers, too
-    fields["fullatt_block_indexes"] = list(fields["fullatt_block_indexes"])
-    return Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**fields | changes))
-
-
-def rotary_frequencies(config: VisionConfig) -> nn.Module:
+def rotary_frequencies(config: Any, kind: type[ReferenceTower] = ReferenceTower) -> nn.Module:
     """The tower's `rotary_pos_emb`: its frequencies are no weights but made by the constructor (a small one here)."""
-    small = {"depth": 0, "fullatt_block_indexes": [], "intermediate_size": 4, "out_hidden_size": 4}
-    return build_tower(config, **small).rotary_pos_emb
+    return kind.build(config, **kind.small).rotary_pos_emb
 
 
-def real_patches(patches: np.ndarray) -> np.ndarray:
+def real_patches(patches: np.ndarray, numbers: Tower = QWEN2_5_VL) -> np.ndarray:
     """float64 (T·S, 1176): pixels as `preprocess.flat_patches` gives them, but not rounded to float32.
 
     Args:
         patches: values of 0..255 (T, S, 392, 3).
     """
-    values = (patches / 255 - np.array(MEAN)) / np.array(STD)
+    values = (patches / 255 - np.array(numbers.mean)) / np.array(numbers.std)
     return np.ascontiguousarray(values.transpose(0, 1, 3, 2)).reshape(-1, values.shape[2] * values.shape[3])
 
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from preprocess import MEAN, STD
+from qwen_vl_axera.towers.qwen2_5_vl import QWEN2_5_VL
 from qwen_vl_axera.towers.qwen2_5_vl.config import VisionConfig, stored_tensors
-from qwen_vl_axera.towers.tower import Stored
+from qwen_vl_axera.towers.tower import Shape, Stored, Tower
 
 Read = Callable[[str], np.ndarray]  # a stored tensor, float32, by its name below `visual.`
 Make = Callable[[Read], np.ndarray]
@@ -32,14 +32,18 @@ def vision_weights(stored: Stored, config: VisionConfig, input: str = "pixels") 
     Raises:
         InputError: a tensor is missing, of another shape, or holds NaN or infinities.
     """
-    shapes = stored_tensors(config)
+    return made(weight_table(config, input), stored, stored_tensors(config))
+
+
+def made(table: dict[str, Make], stored: Stored, shapes: dict[str, Shape]) -> Iterator[tuple[str, np.ndarray]]:
+    """The parameters of a table, one at a time; see `vision_weights`. `shapes`: of the stored tensors."""
 
     # q, k and v come from one stored tensor, one after the other: the last one read is kept.
     @lru_cache(maxsize=1)
     def read(name: str) -> np.ndarray:
         return stored.read(f"visual.{name}", shapes[f"visual.{name}"])
 
-    for name, make in weight_table(config, input).items():
+    for name, make in table.items():
         yield name, np.ascontiguousarray(make(read), dtype=np.float32)
 
 
@@ -82,7 +86,13 @@ def patch_embed(input: str) -> dict[str, Make]:
     With "pixels", W·((x / 255 - mean) / std) is rewritten as (W / (255·std))·x - sum(W·mean / std).
     """
     name = "patch_embed.proj"
-    mean, std = (np.array(values, np.float64).reshape(1, -1, 1, 1, 1) for values in (MEAN, STD))
+    weight, bias = patch_kernel(name, input, QWEN2_5_VL)
+    return {f"{name}.weight": weight, **({f"{name}.bias": bias} if input == "pixels" else {})}
+
+
+def patch_kernel(name: str, input: str, tower: Tower) -> tuple[Make, Make]:
+    """The matrix, and what normalised pixels add to the bias; see `patch_embed`."""
+    mean, std = (np.array(values, np.float64).reshape(1, -1, 1, 1, 1) for values in (tower.mean, tower.std))
 
     def weight(read: Read) -> np.ndarray:
         kernel = read(f"{name}.weight")
@@ -93,7 +103,7 @@ def patch_embed(input: str) -> dict[str, Make]:
     def bias(read: Read) -> np.ndarray:
         return -(read(f"{name}.weight") * (mean / std)).sum(axis=(1, 2, 3, 4))
 
-    return {f"{name}.weight": weight, **({f"{name}.bias": bias} if input == "pixels" else {})}
+    return weight, bias
 
 
 def attention(name: str, config: VisionConfig) -> dict[str, Make]:
