@@ -1,4 +1,4 @@
-"""The compiled tower simulated: what 8 and 16 bits cost on your weights and frames, and which layers stand 8.
+"""The compiled tower simulated: what 8 and 16 bits cost on your weights and frames, and which layers tolerate 8.
 
     python preview_quantization.py CKPT [--config FILE]... [--evaluate PATH...] [--search] [--target-loss X]
                                    [--generate] [--unfused {norm,activation}...] [--json] [--workdir DIR]

@@ -23,7 +23,7 @@ from qwen_vl_axera.files import made_directory
 
 DEBUG = "QWEN_VL_AXERA_DEBUG"  # set to 1: tracebacks and other libraries' warnings are shown
 AGAIN = 5  # seconds after a signal: another one within them would only disturb the ending
-SAID = 300  # characters of an unforeseen error's own words
+SAID = 300  # characters of an unexpected error's own words
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -228,7 +228,7 @@ def run(
     Args:
         main: takes the arguments (None: those of the process) and returns an exit code.
         argv: the arguments.
-        unexpected: the exit code for an exception that nobody foresaw: 2, or 1 for a check, which has not passed.
+        unexpected: the exit code for an unexpected exception: 2, or 1 for a check, which has not passed.
 
     Returns:
         0 done, 1 a check failed, 2 bad input or an unusable file, 130 interrupted, 143 ended by SIGTERM.

@@ -1,4 +1,4 @@
-"""What several rooms must agree on: names of tensors and files, the documented defaults, and what a graph is made for.
+"""What several packages must agree on: names of tensors and files, the documented defaults, and what a graph is made for.
 
 Standard library only: everything imports this, and `--help` must answer at once.
 """
@@ -20,7 +20,6 @@ FIDELITY, FIDELITY_TOKENS = "fidelity.json", "fidelity_tokens.npz"  # test_onnx_
 CALIB, ARCHIVE, CALIB_MANIFEST = "calib", "hidden_states.tar", "manifest.json"  # get_calib.py, in calib/
 PREFLIGHT = "preflight.json"
 BUILD_OUTPUT, AXMODEL_FIDELITY = "build-output", "axmodel_fidelity.json"  # pulsar2 build, and the check of its model
-QUANTIZED = "quant/quant_axmodel.json"  # below the directory of a build
 STEPS, STAMPS, LEFT_TO_DO = "steps.json", ".steps", "pulsar2_commands.sh"  # export_video.sh
 PROBE = "probe.json"  # probe_build.py
 QUANTIZATION, MIXED_CONFIG = "quantization.json", "config_video_mixed.json"  # preview_quantization.py

@@ -33,7 +33,7 @@ KINDS = (
 # Control characters, marks of direction, line separators, surrogates.
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
-# The file that was opened last, for the line that cli.run writes about an error that nobody foresaw.
+# The file that was opened last, for the line that cli.run writes about an unexpected error.
 last_opened: list[str] = []
 
 

@@ -1,4 +1,4 @@
-"""The JSON records that the steps hand each other: a class each, in the room that writes them.
+"""The JSON records that the steps hand each other: a class each, in the package that writes them.
 
 `files.write_record` and `files.read_record` both go through a record's class, so its writer and its readers cannot
 disagree.

@@ -1,10 +1,12 @@
 """A tiny random Qwen2.5-VL checkpoint: the full model class, hub layout, a few hundred kB, seeded."""
 
+import json
 from pathlib import Path
 
 from bench.make_checkpoint import flat_config, make_checkpoint, qwen3_config
 from bench.plan import QUICK_TEXT, QUICK_VISION
 from demo.tokenizer import build_tokenizer
+from qwen_vl_axera.files import write_json
 
 VISION = QUICK_VISION
 TEXT = QUICK_TEXT | {"num_hidden_layers": 2}
@@ -55,6 +57,9 @@ def make_tiny_qwen3(directory: Path, vision: dict | None = None, text: dict | No
     directory.mkdir(parents=True, exist_ok=True)
     ids = build_tokenizer(directory)
     tokens = {name: ids[name] for name in ids if name.endswith("_token_id")}
+    path = directory / "preprocessor_config.json"
+    half = {"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    write_json(path, json.loads(path.read_text()) | half)
     config = qwen3_config(QWEN3_TEXT | (text or {}), QWEN3_VISION | (vision or {}), tokens)
     make_checkpoint(directory, config, seed)
     return directory

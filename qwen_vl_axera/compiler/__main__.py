@@ -19,6 +19,7 @@ from pathlib import Path
 from qwen_vl_axera import cli
 from qwen_vl_axera.compiler.pulsar2 import (
     build_command,
+    build_language,
     has_llm_build2,
     llm_build_command,
     run_command,
@@ -88,6 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.step == "version":  # a question: its answer is bounded
             print("\n".join(version_lines(tool)))
             return cli.EXIT_OK
+        if args.step == "llm_build":
+            build_language(
+                args.output,
+                args.prefix,
+                lambda place: _command(argparse.Namespace(**vars(args) | {"output": place}), tool),
+            )
+            return cli.EXIT_OK
         if args.step != "build":
             execute(command)
             return cli.EXIT_OK
@@ -129,6 +137,7 @@ def _check_inputs(args, tool: Tool) -> None:
         checkpoint = Checkpoint(args.ckpt)
         checkpoint.check_counts()
         args.num_layers = checkpoint.config.text.num_hidden_layers
+        args.prefix = checkpoint.tower.board.layers
         if args.llm_build2 and not has_llm_build2(tool):
             raise InputError(f"{tool.name} has no llm_build2: leave --llm-build2 out, or use a newer release")
     elif args.step == "run":
@@ -163,6 +172,7 @@ def _command(args, tool: Tool) -> Command:
             weight_type=args.weight_type,
             post_weight_type=args.post_weight_type,
             num_layers=0 if args.print else args.num_layers,
+            prefix="*" if args.print else args.prefix,
             extra=args.extra,
         )
     if args.step == "run":

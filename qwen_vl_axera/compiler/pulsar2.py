@@ -1,15 +1,36 @@
 """The commands of Pulsar2, AXERA's NPU compiler, built in one place: `python -m qwen_vl_axera.compiler` runs them."""
 
 import glob
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
-from qwen_vl_axera.compiler.tool import Command, Paths, Tool, ask, option
-from qwen_vl_axera.contract import BUILD_OUTPUT, CHIP, KV_CACHE_LEN, PARALLEL, PREFILL_LEN, layer_file, post_file
+from qwen_vl_axera.compiler.tool import LAST_LINES, Command, Paths, Tool, ask, check_writable, execute, option, said
+from qwen_vl_axera.contract import (
+    BUILD_OUTPUT,
+    CHIP,
+    KV_CACHE_LEN,
+    PARALLEL,
+    PREFILL_LEN,
+    layer_file,
+    post_file,
+)
+from qwen_vl_axera.doors import check_output
 from qwen_vl_axera.errors import CheckFailed, InputError
+from qwen_vl_axera.files import made_directory
+from qwen_vl_axera.swap import STAGING, temporary_directory
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
 LLM_CHIPS = ("AX650", "AX620E", "LAMBERT")  # `pulsar2 llm_build2 -h`, 6.0
+SMALLEST = 0.5  # of the layers' median size: they hold the same weights, so a smaller one is cut off
+# 2026-01-31 12:00:00.123+08:00, Sat Jan 31 12:00:00 UTC 2026, 12:00:00; a date without a time may be a release.
+TIME = re.compile(
+    r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?[T ,]+|(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} )?"
+    r"(?<!\d)\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?(?!\d)(?: ?(?:Z|UTC|GMT|CST|[+-]\d\d:?\d\d)\b)?(?: \d{4}\b)?"
+)
 
 
 def build_command(
@@ -73,6 +94,7 @@ def llm_build_command(
     weight_type: str | None = None,
     post_weight_type: str | None = None,
     num_layers: int = 0,
+    prefix: str = "*",
     extra: Sequence[str] = (),
 ) -> Command:
     """`pulsar2 llm_build`, or llm_build2: the language model to one axmodel per layer.
@@ -91,6 +113,7 @@ def llm_build_command(
         weight_type, post_weight_type: of the layers and of the head; None: the tool's own choice, s8. A GPTQ
             checkpoint needs neither.
         num_layers: of the checkpoint: so many files must be there afterwards.
+        prefix: of the files' names, from the tower.
         extra: words for the tool as they are.
 
     Raises:
@@ -98,7 +121,7 @@ def llm_build_command(
     """
     _one_of("chip", chip, LLM_CHIPS)
     check_lengths(prefill_len, kv_cache_len, parallel, last_kv_cache_len, build2, prefill_step_size)
-    paths = Paths(tool, Path())
+    paths = Paths(tool)
     argv = [
         *("pulsar2", "llm_build2" if build2 else "llm_build"),
         *option("--input_path", paths.directory(checkpoint)),
@@ -116,10 +139,40 @@ def llm_build_command(
         argv += option(flag, value) if value else []
     argv += [*option("--parallel", parallel), *option("--chip", chip), *extra]
     # With chunks, the tool's name for the prefill is its own.
-    # Whichever model it is, its layers' names begin with.
-    names = [*(layer_file("*", "*", number) for number in range(num_layers)), post_file("*")]
-    # Whether the tool keeps the layers of an earlier run is not documented: older ones are accepted.
-    return paths.command(argv, [output], [(output, name) for name in names], fresh=False)
+    names = [*(layer_file(prefix, "*", number) for number in range(num_layers)), post_file(prefix)]
+    return paths.command(argv, [output], [(output, name) for name in names])
+
+
+def build_language(output: Path, prefix: str, make: Callable[[Path], Command]) -> None:
+    """Runs `llm_build` in a directory of its own, and moves the layers and the head when all are there.
+
+    Args:
+        output: where they go; made when missing. Nothing else in it changes, and nothing at all after a failure.
+        prefix: of the files' names.
+        make: gives the command that writes into a directory.
+
+    Raises:
+        CheckFailed: the command fails, or a layer is much smaller than the others.
+        InputError: something that cannot be replaced has the name of a layer.
+    """
+    check_writable(made_directory(output))  # also what is left of a killed run
+    directory, lock = temporary_directory(output, STAGING)
+    try:
+        command = make(directory)
+        execute(command)
+        expected = sorted({path for place, name in command.expects for path in place.glob(name)})
+        sizes = {path.name: path.stat().st_size for path in expected if path.name != post_file(prefix)}
+        middle = median(sizes.values()) if sizes else 0
+        for name, size in sizes.items():
+            if size < middle * SMALLEST:
+                raise CheckFailed(f"{command.name}: {name} has {size} bytes, the others about {middle:.0f}: cut off?")
+        for path in expected:
+            check_output(output / path.name)
+        for path in sorted(expected, key=lambda path: path.name == post_file(prefix)):  # which comes last
+            os.replace(path, output / path.name)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
 
 
 def run_command(
@@ -148,12 +201,12 @@ def run_command(
 
 
 def version(tool: Tool) -> str:
-    """The tool's version, on one line.
+    """The tool's version, on one line; a time that it prints is left out, since it is no part of the version.
 
     Raises:
         CheckFailed: it does not answer.
     """
-    return ", ".join(version_lines(tool))
+    return ", ".join(filter(None, (TIME.sub("", line).strip() for line in version_lines(tool))))
 
 
 def version_lines(tool: Tool) -> list[str]:
@@ -161,19 +214,19 @@ def version_lines(tool: Tool) -> list[str]:
     answer = ask(version_command(tool))
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     if answer.returncode or not lines:
-        said = [line for line in answer.stderr.splitlines() if line.strip()][-1:] or ["it says nothing"]
-        raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {said[0]}")
+        reason = said(answer.stderr.splitlines()[-LAST_LINES:]) or "it says nothing"
+        raise CheckFailed(f"{tool.name} does not tell its version (exit code {answer.returncode}): {reason}")
     return lines
 
 
 def version_command(tool: Tool) -> Command:
     """`pulsar2 version`."""
-    return Paths(tool, Path()).command(["pulsar2", "version"])
+    return Paths(tool).command(["pulsar2", "version"])
 
 
 def has_llm_build2(tool: Tool) -> bool:
     """Whether the tool knows llm_build2."""
-    return ask(Paths(tool, Path()).command(["pulsar2", "llm_build2", "-h"])).returncode == 0
+    return ask(Paths(tool).command(["pulsar2", "llm_build2", "-h"])).returncode == 0
 
 
 def files_named_in(config: Path) -> list[str]:

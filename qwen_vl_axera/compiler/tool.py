@@ -5,6 +5,7 @@ command is a list of arguments: no shell reads it, except when somebody pastes i
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -13,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_vl_axera.compiler.container import Mounts, docker_argv
-from qwen_vl_axera.compiler.lock import one_build
+from qwen_vl_axera.compiler.container import NAMES, Mounts, docker_argv
+from qwen_vl_axera.compiler.lock import BUILDS, one_build
 from qwen_vl_axera.compiler.running import Shown, pieces, running
 from qwen_vl_axera.compiler.stages import Stages
 from qwen_vl_axera.errors import CheckFailed, InputError
@@ -30,7 +31,9 @@ ASKING = 300  # seconds for a question such as -h: a container takes a while to 
 ANSWER = 1 << 20  # bytes of an answer
 QUIET = 300  # seconds of silence after which a user should know that the tool still runs
 REDRAW = 5  # seconds after which the line that a terminal shows tells another time
-CLOCKS = 2  # seconds by which a file system's clock may lag
+NO_RUN = 125  # exit code of `docker run` where Docker itself failed
+HELP = re.compile(r"(See|Run) 'docker (run )?--help'.*")  # how Docker's last words end, whatever the reason
+CONFLICT = "is already in use by container"
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Command:
         argv: program and arguments.
         cwd: where it runs.
         makes: directories that must exist before, since a container cannot make them for the caller.
-        expects: directory and name of the files that must be there afterwards; names are glob patterns.
-        fresh: whether those files must be newer than the run: an older one was made from other inputs.
+        expects: directory and name of the files that must be there afterwards; names are glob patterns. What has
+            such a name before is removed.
     """
 
     name: str
@@ -67,7 +70,6 @@ class Command:
     cwd: Path
     makes: list[Path] = field(default_factory=list)
     expects: list[tuple[Path, str]] = field(default_factory=list)
-    fresh: bool = True
 
     def line(self) -> str:
         """The command for a shell, quoted; it begins with a `cd` where that matters."""
@@ -107,11 +109,16 @@ def find_tool(spec: str | None) -> Tool:
 
 
 class Paths:
-    """Paths as a tool will see them: relative to where it runs, or inside the container."""
+    """Paths as a tool will see them: relative to where it runs, or inside the container.
 
-    def __init__(self, tool: Tool, workdir: Path):
-        self.tool, self.workdir = tool, Path(workdir)
-        self.mounts = Mounts(self.workdir) if tool.kind == "docker" else None
+    Args:
+        tool: from `find_tool`.
+        workdir: where it runs and may write; None: here, and a container does not see this directory.
+    """
+
+    def __init__(self, tool: Tool, workdir: Path | None = None):
+        self.tool, self.workdir = tool, Path(workdir or "")
+        self.mounts = Mounts(workdir) if tool.kind == "docker" else None
 
     def directory(self, path: Path, writable: bool = False) -> str:
         return self.mounts.directory(path, writable) if self.mounts else self._relative(path)
@@ -131,20 +138,20 @@ class Paths:
             shown = str(path if workdir == here else absolute)
         return f"./{shown}" if shown.startswith("-") else shown
 
-    def command(
-        self, argv: list[str], makes: list[Path] = (), expects: list[tuple[Path, str]] = (), fresh: bool = True
-    ) -> Command:
+    def command(self, argv: list[str], makes: list[Path] = (), expects: list[tuple[Path, str]] = ()) -> Command:
         """The command in full. `argv` begins with the tool's usual name."""
         name = " ".join(argv[:2])
         if self.mounts:
             argv = docker_argv(self.tool.name, self.mounts, argv, makes)
         elif self.tool:
             argv = [self.tool.name, *argv[1:]]
-        return Command(name, argv, self.workdir, list(makes), list(expects), fresh)
+        return Command(name, argv, self.workdir, list(makes), list(expects))
 
 
 def execute(command: Command, watch: Callable[[str], None] = lambda line: None, seconds: float | None = None) -> None:
     """Runs a command, its output streaming through, and tells how far it is; builds wait for each other.
+
+    The files that it is expected to write are there afterwards if it has ended well, and only then.
 
     Args:
         command: what to run.
@@ -153,65 +160,113 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None, 
 
     Raises:
         CheckFailed: it fails, is killed, or leaves out a file; the message ends with its last lines.
+        InputError: a build runs already in a container, or an earlier build's files cannot be replaced.
     """
     for directory in command.makes:
         directory.mkdir(parents=True, exist_ok=True)
+    with one_build(command.name) as inherited:
+        if command.name in BUILDS and command.argv[0] == "docker":
+            refuse_second_container()
+        for directory in command.makes:
+            check_writable(directory)
+        _remove(_outputs(command))
+        try:
+            _run(command, watch, seconds, inherited)
+        except BaseException:
+            _remove(_outputs(command))  # half written, perhaps
+            raise
+
+
+def _run(command: Command, watch: Callable[[str], None], seconds: float | None, inherited: list[int]) -> None:
     lines: deque[str] = deque(maxlen=LAST_LINES)  # of both: on which of them the tool complains is not documented
     sys.stdout.flush()
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with one_build(command.name) as inherited:
-        start = time.time()
-        with running(command.argv, cwd=command.cwd, env=environment, pass_fds=inherited) as process:
-            shown = {process.stdout: Shown(sys.stdout), process.stderr: Shown(sys.stderr)}
-            stages = Stages(command.name, seconds)
-            try:
-                for stream, piece in pieces(process, REDRAW if stages.terminal else QUIET):
-                    if stream is None:
-                        stages.silence()
-                    else:
-                        stages.clear()
-                        for line in shown[stream].show(piece):
-                            lines.append(line)
-                            stages.read(line)
-                            watch(line)
-                    if not any(one.begun for one in shown.values()):
-                        stages.tell()
-            finally:
-                stages.clear()
-        lines.extend(line for stream in shown.values() for line in stream.end())
+    with running(command.argv, cwd=command.cwd, env=environment, pass_fds=inherited) as process:
+        shown = {process.stdout: Shown(sys.stdout), process.stderr: Shown(sys.stderr)}
+        stages = Stages(command.name, seconds)
+        try:
+            for stream, piece in pieces(process, REDRAW if stages.terminal else QUIET):
+                if stream is None:
+                    stages.silence()
+                else:
+                    stages.clear()
+                    for line in shown[stream].show(piece):
+                        lines.append(line)
+                        stages.read(line)
+                        watch(line)
+                if not any(one.begun for one in shown.values()):
+                    stages.tell()
+        finally:
+            stages.clear()
+    lines.extend(line for stream in shown.values() for line in stream.end())
     if process.returncode:
-        said = " | ".join(text for line in lines if (text := line.strip()))
-        raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said or '(none)'}")
-    oldest = start - CLOCKS if command.fresh else 0.0
-    missing = [name for directory, name in command.expects if not _written(directory, name, oldest)]
+        if found := next((line for line in lines if CONFLICT in line), None):
+            name = command.argv[command.argv.index("--name") + 1] if "--name" in command.argv else found
+            raise CheckFailed(f"{command.name}: {_still_there(name)}")
+        raise CheckFailed(f"{command.name} {_reason(process.returncode)}; its last lines: {said(lines) or '(none)'}")
+    missing = [name for directory, name in command.expects if not any(map(_written, directory.glob(name)))]
     if missing:
+        names = sorted({path.name for directory, _ in command.expects for path in directory.glob("*")})
         raise CheckFailed(
             f"{command.name} reported success, but {len(missing)} of {len(command.expects)} files were not "
-            f"written: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''} (killed for lack of memory?)"
+            f"written: {_some(missing)} (killed for lack of memory?); found there: {_some(names) or 'nothing'}"
         )
+
+
+def refuse_second_container() -> None:
+    """That no container of ours builds on this machine: it outlives a client that is killed.
+
+    Raises:
+        InputError: one does.
+    """
+    answer = ask(Command("docker ps", ["docker", "ps", "--filter", f"name={NAMES}", "--format", "{{.Names}}"], Path()))
+    if found := re.search(rf"^{NAMES}[0-9a-f]+$", answer.stdout, re.MULTILINE):
+        raise InputError(f"{_still_there(found[0])} (two builds at once give bad models)")
+
+
+def check_writable(directory: Path) -> None:
+    """That no directory in it is root's alone: what a killed container leaves, and nobody else can remove.
+
+    Raises:
+        InputError: one is; with the command that hands it over.
+    """
+    for folder, _, _ in os.walk(directory):
+        if os.stat(folder).st_uid == 0 and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            owner = f"{os.geteuid()}:{os.getegid()}"
+            command = shlex.join(["sudo", "chown", "-R", owner, "--", str(directory)])
+            raise InputError(
+                f"{folder} belongs to root (left by a container that was killed?); hand it over: {command}"
+            )
 
 
 def ask(command: Command) -> subprocess.CompletedProcess:
     """Runs a command that only answers a question, quietly.
 
     Raises:
-        CheckFailed: it does not start, or does not answer in time.
+        CheckFailed: it does not start, or does not answer in time; Docker cannot run it.
     """
     start = time.monotonic()
     try:
         with running(command.argv, cwd=command.cwd) as process:
-            said = {process.stdout: b"", process.stderr: b""}
+            heard = {process.stdout: b"", process.stderr: b""}
             for stream, piece in pieces(process, ASKING):
                 if stream is not None:
-                    said[stream] += piece
-                if max(map(len, said.values())) > ANSWER:
+                    heard[stream] += piece
+                if max(map(len, heard.values())) > ANSWER:
                     raise CheckFailed(f"{command.name} answers with more than {ANSWER >> 10} kB")
                 if time.monotonic() - start >= ASKING:
                     raise CheckFailed(f"{command.name} does not answer within {ASKING} s")
     except OSError as error:
         raise CheckFailed(f"{command.argv[0]} does not start: {error.strerror}") from None
-    texts = (words.decode("utf-8", "replace") for words in said.values())
-    return subprocess.CompletedProcess(command.argv, process.returncode, *texts)
+    stdout, stderr = (words.decode("utf-8", "replace") for words in heard.values())
+    if command.argv[0] == "docker" and process.returncode == NO_RUN:
+        raise CheckFailed(f"{command.name}: Docker fails: {said(stderr.splitlines()[-LAST_LINES:])}")
+    return subprocess.CompletedProcess(command.argv, process.returncode, stdout, stderr)
+
+
+def said(lines: Iterable[str]) -> str:
+    """A tool's last lines as one, without Docker's hint at its help."""
+    return " | ".join(text for line in lines if (text := line.strip()) and not HELP.fullmatch(text))
 
 
 def option(flag: str, value: object) -> list[str]:
@@ -219,10 +274,30 @@ def option(flag: str, value: object) -> list[str]:
     return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
-def _written(directory: Path, name: str, oldest: float) -> bool:
-    """Whether a regular file is there, not empty and not older than `oldest` (seconds since the epoch)."""
-    found = [path.stat() for path in directory.glob(name)]
-    return any(stat.S_ISREG(state.st_mode) and state.st_size and state.st_mtime >= oldest for state in found)
+def _outputs(command: Command) -> list[Path]:
+    return [path for directory, name in command.expects for path in directory.glob(name)]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be replaced ({error.strerror}): remove it") from None
+
+
+def _written(path: Path) -> bool:
+    """Whether it is a regular file that is not empty."""
+    state = path.stat()
+    return stat.S_ISREG(state.st_mode) and state.st_size > 0
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + " ..." * (len(names) > 4)
+
+
+def _still_there(name: str) -> str:
+    return f"the container {name} of an earlier run still works or lies there: end it with `docker rm -f {name}`"
 
 
 def _reason(code: int) -> str:

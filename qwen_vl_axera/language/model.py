@@ -58,8 +58,10 @@ def check_language(checkpoint: Checkpoint) -> None:
     """That the language model is stored as one that runs here.
 
     Raises:
-        InputError: it is quantised.
+        InputError: it is quantised, or none that is known.
     """
+    if not checkpoint.tower.text:
+        raise InputError(f"{checkpoint.directory}: {checkpoint.tower.name} does not generate here yet: do without text")
     if method := checkpoint.quantization:
         raise InputError(
             f"{checkpoint.directory}: quantised with {method}, which does not run here: let the original checkpoint "

@@ -70,7 +70,7 @@ def read_outcome(path: Path) -> Outcome:
 def guarded(name: str, remedy: str, check: Callable[[], Iterable[Check]]) -> Iterator[Check]:
     """The checks that a function yields, closed by a failed one where it cannot go on.
 
-    Files from elsewhere can be malformed in more ways than are foreseen, and the table must still come.
+    Files from elsewhere can be malformed in more ways than anyone expects, and the table must still come.
     """
     try:
         yield from check()

@@ -273,7 +273,7 @@ class Preflight:
             layer=sum(number for name, number in parameters.items() if name.startswith("model.layers.0.")),
             head=text.vocab_size * text.hidden_size,
             embedding=text.vocab_size * text.hidden_size,
-            key_value=text.hidden_size // text.num_attention_heads * text.num_key_value_heads,
+            key_value=text.head_dim * text.num_key_value_heads,
         )
 
     def _cases(self) -> Iterator[Case]:
@@ -283,7 +283,10 @@ class Preflight:
         if self.spec.mode == "video" and os.path.lexists(self.workdir / CAPTURE):
             frames = len(read_capture(self.workdir).indices)
         chunked = bool(plan.last_kv_cache_len)
-        wanted = [(size, frames, chunked), (size, frames, not chunked), *((*clip, True) for clip in OTHER_CLIPS)]
+        clips = [
+            (tuple(side // vision.factor * vision.factor for side in sides), count) for sides, count in OTHER_CLIPS
+        ]
+        wanted = [(size, frames, chunked), (size, frames, not chunked), *((*clip, True) for clip in clips)]
         for number, (size, frames, chunked) in enumerate(dict.fromkeys(wanted)):
             rows, columns = vision.grid(size)
             clip = {"size": size, "frames": frames, "steps": math.ceil(frames / 2), "patches": rows * columns}

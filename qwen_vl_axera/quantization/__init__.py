@@ -1,1 +1,1 @@
-"""The compiled tower simulated on the host: what 8 and 16 bits cost, and which layers stand 8."""
+"""The compiled tower simulated on the host: what 8 and 16 bits cost, and which layers tolerate 8."""

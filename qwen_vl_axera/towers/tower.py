@@ -48,6 +48,7 @@ class Tower:
         layout_tensors: what step 1 saves of a step's layout, NAME.pth each.
         board: names on the board.
         qkv_bias, qk_norm: whether the language model's q, k and v have biases, and q and k norms.
+        text: whether its language model is known to the text comparison.
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Tower:
     board: Board
     qkv_bias: bool = True
     qk_norm: bool = False
+    text: bool = True
 
     @property
     def factor(self) -> int:

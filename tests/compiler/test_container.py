@@ -13,9 +13,12 @@ import pytest
 
 from qwen_vl_axera.compiler import container
 from qwen_vl_axera.compiler.container import HAND_BACK
-from qwen_vl_axera.compiler.pulsar2 import build_command, llm_build_command
+from qwen_vl_axera.compiler.pulsar2 import build_command, llm_build_command, run_command
+from qwen_vl_axera.compiler.tool import check_writable
 from qwen_vl_axera.errors import InputError
 from tests.compiler.running import CONFIG, HOSTILE, IMAGE, cli
+
+ARCHIVE = "calib/hidden_states.tar"
 
 
 def mounts_of(argv):
@@ -233,3 +236,153 @@ def test_root_owned_outputs_change_hands(tmp_path):
     assert (tmp_path / "sub dir" / "new").stat().st_uid == 1234
     assert (tmp_path / "link").lstat().st_uid == 1234 and Path("/etc/hostname").stat().st_uid == 0
     assert theirs.stat().st_uid == 4321
+
+
+@pytest.fixture
+def fake_docker(tmp_path, monkeypatch):
+    """A `docker` on PATH that records its calls; `ps` lists `running`, and `run` fails with the words of `fails`."""
+    place = tmp_path / "fake"
+    place.mkdir()
+    (place / "docker").write_text(
+        f'#!/bin/sh\ncd {shlex.quote(str(place))}\necho "$@" >> log\n'
+        'if [ "$1" = ps ]; then cat running; exit 0; fi\n[ -s fails ] || exit 0\ncat fails >&2; exit "$(cat code)"\n'
+    )
+    (place / "docker").chmod(0o755)
+    for name, text in (("running", ""), ("fails", ""), ("code", "125"), ("log", "")):
+        (place / name).write_text(text)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    return place
+
+
+BUILD = ("build", "tiny_vision.onnx", "--config", CONFIG)
+HELP = "See 'docker run --help'."
+STOPPED = "docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+NO_IMAGE = "docker: Error response from daemon: No such image: pulsar2:7.0."
+
+
+@pytest.mark.parametrize("reason", [STOPPED, NO_IMAGE])
+@pytest.mark.parametrize("command", [("version",), BUILD, ("llm_build", "--llm-build2")])
+def test_dockers_reason_is_shown(make_workdir, fake_docker, tiny_dir, command, reason):
+    make_workdir()
+    (fake_docker / "fails").write_text(f"{reason}\n\nRun 'docker run --help' for more information\n{HELP}\n")
+    words = [*command, tiny_dir, "out"] if command[0] == "llm_build" else command
+    done = cli(*words, PULSAR2="docker:pulsar2:7.0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(reason)
+
+
+def test_a_name_that_is_taken_says_how_to_end_the_container(make_workdir, fake_docker):
+    make_workdir()
+    taken = 'docker: Error response from daemon: Conflict. The container name "/x" is already in use by container "ab".'
+    (fake_docker / "fails").write_text(f"{taken}\n{HELP}\n")
+    done = cli(*BUILD, PULSAR2="docker:pulsar2:7.0")
+    argv = build_command(IMAGE, Path("tiny_vision.onnx"), CONFIG).argv
+    assert done.returncode == 1
+    assert f"`docker rm -f {argv[argv.index('--name') + 1]}`" in done.stderr.splitlines()[-1]
+    assert "Conflict" not in done.stderr.splitlines()[-1]
+
+
+def test_a_container_that_still_builds_is_another_build(make_workdir, fake_docker):
+    workdir = make_workdir()
+    old = workdir / "build-output" / "tiny_vision.axmodel"
+    old.parent.mkdir()
+    old.touch()
+    (fake_docker / "running").write_text("other\nmy-qwen-vl-axera-1\nqwen-vl-axera-0123456789ab\n")
+    done = cli(*BUILD, PULSAR2="docker:pulsar2:7.0")
+    assert done.returncode == 2 and "`docker rm -f qwen-vl-axera-0123456789ab`" in done.stderr.splitlines()[-1]
+    assert not (fake_docker / "log").read_text().startswith("run") and old.exists()
+    (fake_docker / "running").write_text("other\n")
+    assert "1 of 1 files were not written" in cli(*BUILD, PULSAR2="docker:pulsar2:7.0").stderr
+
+
+def test_the_current_directory_is_mounted_for_builds_and_runs_alone(make_workdir, fake_docker, tiny_dir, tmp_path):
+    workdir = make_workdir()
+    cli("version", PULSAR2="docker:pulsar2:7.0")
+    cli("llm_build", tiny_dir, tmp_path / "out", "--llm-build2", PULSAR2="docker:pulsar2:7.0")
+    runs = [line for line in (fake_docker / "log").read_text().splitlines() if line.startswith("run")]
+    assert len(runs) == 3 and "-h" in runs[1]
+    assert not any(str(workdir) in line or "target=/work" in line for line in runs)
+    mounts = mounts_of(llm_build_command(IMAGE, tiny_dir, tmp_path / "out").argv)
+    assert sorted(mounts.values()) == sorted([(str(tiny_dir.resolve()), False), (str(tmp_path / "out"), True)])
+    run = run_command(IMAGE, Path("tiny_vision.onnx"), Path(), workdir / "out", workdir=workdir)
+    assert mounts_of(run.argv) == {"/work": (str(workdir), True)}
+
+
+@pytest.mark.parametrize("target", ["absolute", "relative", "chain"])
+@pytest.mark.parametrize("linked", ["calib", "calib/hidden_states.tar"])
+def test_an_archive_behind_a_link_is_mounted(make_workdir, tmp_path, linked, target):
+    workdir = make_workdir()
+    outside = tmp_path / "elsewhere" / "deep"
+    outside.mkdir(parents=True)
+    (workdir / linked).rename(outside / "moved")
+    goal = outside / "moved"
+    if target == "chain":
+        (workdir / "through").symlink_to(tmp_path / "elsewhere")
+        goal = Path("through/deep/moved") if linked == "calib" else Path("../through/deep/moved")
+    elif target == "relative":
+        goal = Path(os.path.relpath(goal, (workdir / linked).parent))
+    (workdir / linked).symlink_to(goal)
+    found = in_container(mounts_of(build_command(IMAGE, Path("tiny_vision.onnx"), CONFIG).argv), f"/work/{ARCHIVE}")
+    assert found is not None and found.samefile(workdir / ARCHIVE)
+
+
+def test_links_in_a_circle_are_left_alone(make_workdir):
+    workdir = make_workdir(archive=False)
+    (workdir / ARCHIVE).symlink_to("hidden_states.tar")
+    assert list(mounts_of(build_command(IMAGE, Path("tiny_vision.onnx"), CONFIG).argv)) == [
+        "/work",
+        "/mnt/0/config_video.json",
+    ]
+
+
+def test_docker_flags_come_before_the_image(make_workdir, monkeypatch):
+    make_workdir()
+    monkeypatch.setenv("DOCKER_FLAGS", "--gpus all --mount 'type=bind,source=/opt/my licence,target=/licence'")
+    argv = build_command(IMAGE, Path("tiny_vision.onnx"), CONFIG).argv
+    at = argv.index("--gpus")
+    assert argv[at : at + 4] == ["--gpus", "all", "--mount", "type=bind,source=/opt/my licence,target=/licence"]
+    assert at < argv.index("pulsar2:7.0") and "DOCKER_FLAGS" in container.PASSED_ON and "DOCKER_FLAGS" not in argv
+
+
+@pytest.mark.parametrize("text", ["'open", "ubuntu", "-e A=b -- ubuntu"])
+def test_docker_flags_that_are_none(make_workdir, text):
+    make_workdir()
+    done = cli(*BUILD, "--print", PULSAR2=f"docker:{IMAGE.name}", PATH=path_with_docker(), DOCKER_FLAGS=text)
+    assert done.returncode == 2 and "DOCKER_FLAGS" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def path_with_docker() -> str:
+    Path("bin").mkdir()
+    Path("bin/docker").touch(0o755)
+    return f"{Path('bin').resolve()}:{os.environ['PATH']}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_what_an_earlier_container_left_is_handed_back_too(tmp_path):
+    left = tmp_path / "quant"
+    left.mkdir()
+    (left / "old").touch()
+    argv = [HAND_BACK, "1234:100", str(tmp_path.stat().st_uid), str(tmp_path), "--", "true"]
+    subprocess.run(["bash", "-c", *argv], check=True)
+    assert {left.stat().st_uid, (left / "old").stat().st_uid} == {1234}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
+def test_what_root_has_left_is_named_with_the_command(tmp_path, monkeypatch):
+    (tmp_path / "a b" / "quant").mkdir(parents=True)
+    os.chown(tmp_path / "a b", 1234, 100)
+    monkeypatch.chdir(tmp_path)  # whose parents are root's
+    os.chmod(tmp_path, 0o755)
+    check_writable(Path("a b"))
+    os.seteuid(1234)
+    try:
+        with pytest.raises(InputError, match=r"a b/quant belongs to root .*: sudo chown -R 1234:0 -- 'a b'"):
+            check_writable(Path("a b"))
+    finally:
+        os.seteuid(0)
+    os.chown(tmp_path / "a b" / "quant", 4321, 4321)
+    os.seteuid(1234)
+    try:
+        check_writable(Path("a b"))  # another user's: the container's root may write there
+    finally:
+        os.seteuid(0)

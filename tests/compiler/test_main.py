@@ -73,6 +73,56 @@ def test_llm_build_writes_every_layer(tiny_dir, tmp_path):
     assert written == [*(f"qwen2_5_vl_p128_l{i}_together.axmodel" for i in range(LAYERS)), "qwen2_5_vl_post.axmodel"]
 
 
+@pytest.fixture
+def earlier(tmp_path):
+    """OUT with an earlier build's layers, and with what else lies there; what it holds now."""
+    out = tmp_path / "out"
+    out.mkdir()
+    names = [*(f"qwen2_5_vl_p512_l{i}_together.axmodel" for i in range(LAYERS)), "qwen2_5_vl_post.axmodel"]
+    for name in (*names, "tiny_vision.axmodel"):
+        (out / name).write_bytes(b"old")
+    return lambda: {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def compiler(tmp_path, script: str) -> str:
+    """An llm_build of a few lines; $out is where it shall write."""
+    path = tmp_path / "llm"
+    path.write_text('#!/bin/sh\nwhile [ "$1" != --output_path ]; do shift; done; out=$2\n' + script)
+    path.chmod(0o755)
+    return str(path)
+
+
+LAYER = 'for i in 0 1; do printf 12345678 > "$out/qwen2_5_vl_p512_l${i}_together.axmodel"; done\n'
+POST = 'printf x > "$out/qwen2_5_vl_post.axmodel"\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("", "3 of 3 files were not written: qwen2_5_vl_p*_l0_together.axmodel"),
+        (LAYER, "1 of 3 files were not written: qwen2_5_vl_post.axmodel"),
+        (LAYER.replace("qwen2_5_vl_p", "qwen2_5_p") + POST, "found there: qwen2_5_p512_l0_together.axmodel, qwen2_5_p"),
+        (LAYER + POST + 'printf 1 > "$out/qwen2_5_vl_p512_l1_together.axmodel"', "l1_together.axmodel has 1 bytes"),
+        (LAYER + POST + "exit 3", "failed with exit code 3"),
+        (LAYER + POST + "kill -9 $$", "SIGKILL"),
+    ],
+)
+def test_a_failed_llm_build_leaves_the_earlier_layers(tiny_dir, tmp_path, earlier, script, words):
+    before = earlier()
+    done = cli("llm_build", tiny_dir, tmp_path / "out", PULSAR2=compiler(tmp_path, script))
+    assert done.returncode == 1 and words in done.stderr.splitlines()[-1]
+    assert earlier() == before
+
+
+def test_llm_build_replaces_its_own_files_alone(tiny_dir, tmp_path, earlier):
+    script = LAYER + POST + 'printf new | tee "$out/tiny_vision.axmodel" > "$out/more.txt"'
+    done = cli("llm_build", tiny_dir, tmp_path / "out", PULSAR2=compiler(tmp_path, script))
+    assert done.returncode == 0, done.stderr
+    found = earlier()
+    assert found.pop("tiny_vision.axmodel") == b"old"
+    assert sorted(found.values()) == [b"12345678", b"12345678", b"x"]
+
+
 def test_llm_build2_only_where_the_tool_has_it(tiny_dir, tmp_path, monkeypatch):
     assert has_llm_build2(HERE)
     done = cli("llm_build", tiny_dir, tmp_path / "out", "--llm-build2", "--prefill-step-size", 128)

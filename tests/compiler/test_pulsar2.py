@@ -93,6 +93,23 @@ def test_version(tmp_path):
         version(Tool("command", str(broken)))
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("2026-01-31 12:00:00.123 | INFO | version: 7.0", "| INFO | version: 7.0"),
+        ("2026-01-31T09:12:00+08:00 version: 7.0", "version: 7.0"),
+        ("version: 7.0\nstarted Sat Jan 31 12:00:00 UTC 2026", "version: 7.0, started"),
+        ("[9:05:01] version: 7.0-20260131", "[] version: 7.0-20260131"),
+        ("12:00\nversion: 7.0\ncommit: 2026-01-31", "version: 7.0, commit: 2026-01-31"),
+    ],
+)
+def test_a_time_is_no_part_of_the_version(tmp_path, said, expected):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\ncat <<'.'\n{said}\n.\n")
+    compiler.chmod(0o755)
+    assert version(Tool("command", str(compiler))) == expected
+
+
 def test_run_simulates_every_listed_step(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 392, 3), np.uint8)
     features = np.arange(2 * 4 * 5, dtype=np.float32).reshape(8, 5)

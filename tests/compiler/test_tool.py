@@ -39,15 +39,26 @@ def test_find_tool(monkeypatch, tmp_path):
         find_tool(str(CONFIG))  # there, but nothing to run
 
 
-def test_an_older_axmodel_is_not_taken_for_the_new_one(make_workdir, monkeypatch):
+@pytest.mark.parametrize("switch", ["OMIT", "KILL", "FAIL"])
+def test_an_axmodel_is_there_only_when_its_build_has_ended_well(make_workdir, monkeypatch, switch):
+    """Neither an earlier build's, however new it looks, nor the half of one."""
     workdir = make_workdir()
     old = workdir / "build-output" / "tiny_vision.axmodel"
-    old.parent.mkdir()
+    old.parent.mkdir(parents=True)
     old.write_bytes(b"old")
-    os.utime(old, (0, 0))
-    monkeypatch.setenv("STAND_IN_OMIT", "build")
-    with pytest.raises(CheckFailed, match="1 of 1 files were not written"):
+    os.utime(old, (2**33, 2**33))
+    monkeypatch.setenv(f"STAND_IN_{switch}", "build")
+    monkeypatch.setenv("STAND_IN_SILENT", "1")
+    with pytest.raises(CheckFailed):
         execute(build_command(HERE, workdir / "tiny_vision.onnx", CONFIG))
+    assert not old.exists()  # the records go in `compiled.log.kept_log`
+
+
+def test_what_cannot_be_replaced_is_named(make_workdir):
+    make_workdir()
+    Path("build-output/tiny_vision.axmodel").mkdir(parents=True)
+    done = cli("build", "tiny_vision.onnx", "--config", CONFIG)
+    assert done.returncode == 2 and "tiny_vision.axmodel cannot be replaced" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_interrupting_ends_the_tool_too(make_workdir, number, code):
     assert process.returncode == code and "Traceback" not in stderr
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in the group
-    assert not Path("delivered.axmodel").exists()
+    assert not Path("delivered.axmodel").exists() and not placeholder.exists()
 
 
 def test_two_builds_are_never_at_once(make_workdir, tmp_path):

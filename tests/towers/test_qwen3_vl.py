@@ -15,8 +15,8 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.contract import GraphSpec
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.fidelity.runtime import OnnxTower
-from qwen_vl_axera.fidelity.truth import Truth, keeps
-from qwen_vl_axera.graph.conformity import structure_problems, weight_problems
+from qwen_vl_axera.fidelity.truth import Truth
+from qwen_vl_axera.graph.conformity import fresh_model, structure_problems, weight_problems
 from qwen_vl_axera.graph.export import export_vision
 from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.towers import find_tower
@@ -49,6 +49,11 @@ def clip(size, steps: int = 2) -> np.ndarray:
 
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+def right(truth: Truth, tokens: np.ndarray) -> bool:
+    """Whether the gate's figures keep their limits."""
+    return truth.errors(tokens, [np.arange(tokens.shape[1])]).exceeded is None
 
 
 def test_patches_are_those_of_transformers(tower):
@@ -94,10 +99,10 @@ def test_graph_is_as_exact_as_transformers(checkpoint, tower, tmp_path, size, fo
     exact = tower.run_exact(patches, grid).reshape(shape)
     truth = Truth([0, 1], exact, [tower.run(patches, grid).reshape(shape)])
     for path in exported(checkpoint, tmp_path, size, **form):
-        assert keeps(truth.figures(OnnxTower(path)(patches).reshape(shape))), path
+        assert right(truth, OnnxTower(path)(patches).reshape(shape)), path
         model = load_graph(path)
         spec = read_spec(model, path)
-        assert list(structure_problems(checkpoint, model, spec)) == []
+        assert list(structure_problems(fresh_model(checkpoint, spec), model)) == []
         weights = checkpoint.tower.weights(checkpoint, checkpoint.config.vision, spec.input)
         assert list(weight_problems(weights, model, tmp_path)) == []
 
@@ -215,7 +220,7 @@ def planted(checkpoint, tower, tmp_path_factory):
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         inputs = [{"hidden_states": to_graph_input(step)} for step in patches]
         answers = [np.concatenate(session.run(None, given), -1) for given in inputs]
-        return keeps(truth.figures(np.stack(answers).reshape(shape)))
+        return right(truth, np.stack(answers).reshape(shape))
 
     return run
 
@@ -270,3 +275,34 @@ def test_normalised_values_are_the_tower_s(checkpoint, tower):
     values = normalize(patches[0], [0.5] * 3, [0.5] * 3)
     assert values.min() >= -1 and values.max() <= 1
     assert dataclasses.is_dataclass(checkpoint.config.vision)
+
+
+def test_the_host_steps_run_from_end_to_end(checkpoint, tmp_path, capsys):
+    """Capture, export, gate and calibration of a clip as a user runs them, and what preflight says to it."""
+    import export
+    import get_calib
+    import preflight
+    import run_video_by_sec
+    import test_onnx_video_by_sec
+    from tests.conftest import run_main
+
+    place = "--workdir", tmp_path
+    for script, argv in (
+        (run_video_by_sec, (checkpoint.directory, "--size", 160, 288)),
+        (export, (checkpoint.directory, "video")),
+        (test_onnx_video_by_sec, (checkpoint.directory,)),
+        (get_calib, ("--num-samples", 4)),
+    ):
+        code, _, error = run_main(script.main, capsys, *argv, *place)
+        assert code == 0, error
+    _, out, _ = run_main(preflight.main, capsys, checkpoint.directory, "--json", *place)
+    failed = {check["name"] for check in json.loads(out)["checks"] if check["status"] == "failed"}
+    assert not failed & {
+        "checkpoint",
+        "graph",
+        "graph input",
+        "graph output",
+        "archive samples",
+        "normalisation",
+        "board",
+    }

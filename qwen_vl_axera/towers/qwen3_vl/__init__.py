@@ -17,4 +17,5 @@ QWEN3_VL = Tower(
     board=Board(vlm_type="Qwen3VL", tokenizer_type="Qwen3VL", layers="qwen3_vl_text"),
     qkv_bias=False,
     qk_norm=True,
+    text=False,
 )

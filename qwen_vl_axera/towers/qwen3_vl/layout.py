@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwen_vl_axera.towers.qwen2_5_vl.layout import rotary_angles
+from qwen_vl_axera.towers.qwen2_5_vl.layout import WindowGroup, rotary_angles
 from qwen_vl_axera.towers.qwen3_vl.config import VisionConfig
 from qwen_vl_axera.towers.tower import Stored
 
@@ -36,6 +36,11 @@ class Layout:
     def saved(self) -> dict[str, np.ndarray]:
         """What transformers derives for this size, under the names of the work directory's files."""
         return {"rotary_pos_emb": self.rotary, "cu_seqlens": np.array([0, self.num_patches], np.int32)}
+
+    @property
+    def groups(self) -> tuple[WindowGroup, ...]:
+        """One window of all patches."""
+        return (WindowGroup(1, self.num_patches),)
 
     @property
     def order(self) -> np.ndarray:
