@@ -39,6 +39,11 @@ NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode
 class VideoFile:
     """A video, its frames numbered from 0 in the order in which they are shown.
 
+    Args:
+        path: the file.
+        check_end: whether the last frame is decoded, which can take as long as a clip of one key frame: without it,
+            `count` may count frames at the end that do not decode.
+
     Attributes:
         path: the file.
         count: its frames that decode.
@@ -50,7 +55,7 @@ class VideoFile:
         InputError: it is no file that decodes.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check_end: bool = True):
         self.path = Path(path)
         with self._open() as container:
             self._stream = _best_stream(self.path, container)
@@ -70,7 +75,7 @@ class VideoFile:
         self._keys = sorted(self._number[time] for time, is_key in packets if is_key and time is not None)
         self.count, self.dropped = len(packets), 0
         first = next(self.read([0]), None)
-        if first is None or next(self.read([self.count - 1]), None) is None:
+        if first is None or (check_end and next(self.read([self.count - 1]), None) is None):
             self._count_what_decodes()
             first = next(self.read([0]), None)
         if first is None:
