@@ -57,9 +57,11 @@ class VideoFile:
 
     def __init__(self, path: Path, check_end: bool = True):
         self.path = Path(path)
-        with self._open() as container:
+        with ExitStack() as opened:
+            container = opened.enter_context(self._open())
             self._stream = _best_stream(self.path, container)
-        with self._open() as container:  # anew: not every container can be wound back
+            if len(container.streams.video) > 1:  # they were counted, and not every container can be wound back
+                container = opened.enter_context(self._open())
             stream = container.streams[self._stream]
             packets = [
                 (packet.pts, packet.is_keyframe)
