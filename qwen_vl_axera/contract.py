@@ -1,4 +1,4 @@
-"""What several packages must agree on: names of tensors and files, the documented defaults, and what a graph is made for.
+"""What several packages must agree on: names of tensors and files, documented defaults, what a graph is made for.
 
 Standard library only: everything imports this, and `--help` must answer at once.
 """

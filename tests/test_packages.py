@@ -21,7 +21,8 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     parts = [name.split(".") for name in names]
-    return {package for library, *rest in parts if library == LIBRARY.name for package in rest[:1] if package in PACKAGES}
+    found = {rest[0] for library, *rest in parts if library == LIBRARY.name and rest}
+    return found & set(PACKAGES)
 
 
 def test_every_package_has_its_place():

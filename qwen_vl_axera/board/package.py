@@ -26,6 +26,7 @@ from qwen_vl_axera.contract import BUILD_OUTPUT, EMBEDDING_FILES, PREFILL_LEN, g
 from qwen_vl_axera.doors import check_file, open_file
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import atomic_write, check_out, sha256_file, write_json
+from qwen_vl_axera.graph.files import is_cut_off
 from qwen_vl_axera.swap import Staging, set_aside, staged
 
 MANIFEST = "manifest.json"
@@ -216,6 +217,8 @@ def _present(directory: Path, name: str, files: list[str], remedy: str) -> Part:
     for file in there:
         if not (directory / file).stat().st_size:
             raise CheckFailed(f"{directory / file} is empty: run {remedy} again")
+        if is_cut_off(directory / file):
+            raise CheckFailed(f"{directory / file} is cut off in the middle: remove it and run {remedy} again")
     return Part(name, there, [file for file in files if file not in there], remedy)
 
 

@@ -59,7 +59,7 @@ def _commands(run: Run, steps: Sequence[Step], form: str) -> Iterator[str]:
         yield "    " * again + " ".join(quoted)
         if step.name == "npu-probe" and run.fallback:
             yield f'[ "$({shlex.join([*ask, "config"])})" = {shlex.quote(str(run.config))} ] || {{'
-            yield '    echo "the mixed configuration breaks on this compiler: run export_video.sh without QUANTIZE" >&2'
+            yield '    echo "the probe chose another configuration; probe.json says which, and why" >&2'
             yield "    exit 1; }"
 
 

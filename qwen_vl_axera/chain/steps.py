@@ -195,7 +195,13 @@ class Model:
             "two blocks of the tower -> NPU: which form compiles, and computes the same?",
             python("probe_build.py", self.run.checkpoint, *words, "--workdir", self.here),
             # Not the graph: that is exported once more in the form which the probe chooses.
-            reads=[*self.work(CAPTURE, PIXELS), self.archive, self.run.config, *filter(None, [self.run.fallback])],
+            reads=[
+                *self.work(CAPTURE, PIXELS),
+                self.weights,
+                self.archive,
+                self.run.config,
+                *filter(None, [self.run.fallback]),
+            ],
             writes=self.work(PROBE),
             checkpoint=self.run.checkpoint,
             compiler="asked",

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx
 
@@ -14,6 +14,8 @@ from qwen_vl_axera.oracle.record import read_capture
 
 MAX_GRAPH = 1 << 28  # bytes; without its weights the graph of 1288x1288 takes 10 MB
 METADATA_PREFIX = "qwen_vl_axera."
+IR_VERSION, GRAPH = b"\x08", 7  # of ModelProto: the key of its first field, and the number of its graph
+LENGTHS = {0: None, 1: 8, 2: None, 5: 4}  # protobuf's wire types -> bytes; None: an integer says
 
 
 def write_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -52,6 +54,50 @@ def load_graph(path: Path) -> onnx.ModelProto:
     if not model.graph.node:
         raise InputError(f"{path}: not an ONNX model (it has no nodes)")
     return model
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a file begins as an ONNX model and ends in the middle of a field, or before the graph.
+
+    Compiled models are ONNX files, too. Only the lengths of the outermost fields are read, whatever the file's size.
+
+    Raises:
+        InputError: it is missing or no regular file.
+    """
+    with open_file(path) as file:
+        size, graph = os.fstat(file.fileno()).st_size, False
+        if file.read(1) != IR_VERSION:
+            return False
+        file.seek(0)
+        try:
+            while file.tell() < size:
+                number, kind = divmod(_varint(file), 8)
+                graph |= number == GRAPH
+                if kind not in LENGTHS:  # no protobuf message
+                    return False
+                length = _varint(file) if kind in (0, 2) else LENGTHS[kind]
+                if kind and length > size - file.tell():
+                    return True
+                file.seek(length if kind else 0, os.SEEK_CUR)
+        except EOFError:
+            return True
+    return not graph
+
+
+def _varint(file: BinaryIO) -> int:
+    """Protobuf's integer: seven bits a byte, the lowest first.
+
+    Raises:
+        EOFError: the file ends before it does.
+    """
+    value = 0
+    for place in range(10):
+        if not (byte := file.read(1)):
+            raise EOFError
+        value |= (byte[0] & 127) << 7 * place
+        if byte[0] < 128:
+            break
+    return value
 
 
 def check_data(model: onnx.ModelProto, path: Path) -> None:

@@ -1,17 +1,22 @@
 """Preflight: the vision graph that the compiler will get, and whether it was made from this checkpoint."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qwen_vl_axera.board.sizes import misreading
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import INPUT_NAME, GraphSpec
+from qwen_vl_axera.contract import FIDELITY, INPUT_NAME, GraphSpec
+from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.made_from import stale
 from qwen_vl_axera.preflight.checks import SHOWN, Check, some
 
 EXPORT_AGAIN = "run export.py CKPT video again"
 
 
-def graph_checks(checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict, path: Path) -> Iterator[Check]:
+def graph_checks(
+    checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict, path: Path, workdir: Path
+) -> Iterator[Check]:
     """The graph: operators, input and output, what its metadata says, and whether its weights are this model's.
 
     Args:
@@ -20,6 +25,7 @@ def graph_checks(checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict,
         spec: what it was exported for.
         metadata: what else it says about itself.
         path: the ONNX file that it was read from and that the compiler will get.
+        workdir: where the gate left its verdict.
     """
     from qwen_vl_axera.graph.operators import lint
 
@@ -34,6 +40,7 @@ def graph_checks(checkpoint: Checkpoint, model, spec: GraphSpec, metadata: dict,
     yield from _interface(checkpoint, model, spec, path)
     yield from _metadata(checkpoint, spec, metadata)
     yield from _weights(checkpoint, model, path)
+    yield _gate(model, path, workdir)
 
 
 def _interface(checkpoint: Checkpoint, model, spec: GraphSpec, path: Path) -> Iterator[Check]:
@@ -108,7 +115,7 @@ def _weights(checkpoint: Checkpoint, model, path: Path) -> Iterator[Check]:
             detail = f"{location} has {data.stat().st_size} bytes, the graph needs {end}: it is truncated"
             yield Check("graph weights", "failed", detail, EXPORT_AGAIN)
             return
-    # The fidelity gate compares them all; these few are enough to tell one model from another.
+    # These few are enough to tell one model from another; the gate has compared every bit: see `_gate`.
     witnesses = checkpoint.tower.witnesses(checkpoint.config.vision)
     stored = ((name, checkpoint.read(f"visual.{name}")) for name in witnesses)
     other = list(weight_problems(stored, model, path.parent))
@@ -117,6 +124,26 @@ def _weights(checkpoint: Checkpoint, model, path: Path) -> Iterator[Check]:
         yield Check("graph weights", "failed", detail, EXPORT_AGAIN)
     else:
         yield Check("graph weights", "ok", f"{external_bytes(model) / 1e6:.1f} MB, from this checkpoint")
+
+
+def _gate(model, path: Path, workdir: Path) -> Check:
+    """Whether the graph and its weights are those that test_onnx_video_by_sec.py passed, to the bit."""
+    from qwen_vl_axera.fidelity.record import read_fidelity
+
+    test = f"run test_onnx_video_by_sec.py CKPT --onnx {path.name}"
+    try:
+        found = read_fidelity(workdir / FIDELITY)
+    except InputError as error:
+        return Check("fidelity", "warning", f"not known: {error}", test)
+    files = [path, *(path.parent / place["location"] for place in external_data(model).values())]
+    wanted = {os.path.relpath(file, workdir) for file in files}
+    if absent := wanted - found.made_from.keys():
+        return Check("fidelity", "warning", f"{FIDELITY} is not about {min(absent)}", test)
+    if problem := stale({name: found.made_from[name] for name in sorted(wanted)}, workdir):
+        return Check("fidelity", "failed", f"{problem} since it was tested", f"{EXPORT_AGAIN}, then {test}")
+    if not found.holds:
+        return Check("fidelity", "failed", "the graph did not pass", f"{EXPORT_AGAIN}, then {test}")
+    return Check("fidelity", "ok", f"{path.name} and its weights are those that passed, to the bit")
 
 
 def _signature(values: Iterable[tuple]) -> str:

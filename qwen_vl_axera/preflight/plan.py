@@ -145,7 +145,7 @@ class Preflight:
         self.tensor_names = frozenset(names)
         self.graph_bytes = self.graph.stat().st_size + external_bytes(model)
         if self.checkpoint:
-            yield from graph_checks(self.checkpoint, model, self.spec, read_metadata(model), self.graph)
+            yield from graph_checks(self.checkpoint, model, self.spec, read_metadata(model), self.graph, self.workdir)
 
     @property
     def contract(self) -> str:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import onnx
 import pytest
 
 from qwen_vl_axera.oracle.record import Capture
@@ -118,6 +119,18 @@ def test_after_the_build(place, model):
     before = (place.out / "manifest.json").read_bytes()
     assert place.package().returncode == 0
     assert (place.out / "manifest.json").read_bytes() == before
+
+
+def test_a_compiled_layer_that_is_cut_off(place):
+    place.build_all()
+    layer = place.out / "qwen2_5_vl_p512_l1_together.axmodel"
+    node = onnx.helper.make_node("neu mode", ["a"], ["b"])
+    weights = onnx.helper.make_tensor("npu_params", onnx.TensorProto.UINT8, [300], bytes(300), raw=True)
+    whole = onnx.helper.make_model(onnx.helper.make_graph([node], "layer", [], [], [weights])).SerializeToString()
+    layer.write_bytes(whole)
+    assert place.package("--require-complete").returncode == 0
+    layer.write_bytes(whole[: len(whole) // 2])
+    refused(place.package(), 1, layer.name, "cut off", "remove it and run pulsar2 llm_build again")
 
 
 def test_runtime_settings_resolve_to_the_files(place, model):

@@ -127,7 +127,7 @@ def test_packages_that_it_uses_count(project, monkeypatch):
     assert len(told) == 1 and told[0].startswith("package torch changed from") and told[0].endswith("to 0.5")
 
 
-def test_the_scripts_use_their_own_rooms():
+def test_the_scripts_use_their_own_packages():
     used = {
         script: {path.relative_to(ROOT).as_posix() for path in code.used_code(ROOT / script)[0]}
         for script in ("export.py", "run_video_by_sec.py", "get_calib.py", "extract_embedding.py")

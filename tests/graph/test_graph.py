@@ -10,7 +10,7 @@ from qwen_vl_axera import contract
 from qwen_vl_axera.fidelity.metrics import THRESHOLDS, compare, within
 from qwen_vl_axera.fidelity.runtime import OnnxTower
 from qwen_vl_axera.graph.export import export_vision
-from qwen_vl_axera.graph.files import read_metadata
+from qwen_vl_axera.graph.files import is_cut_off, read_metadata
 from qwen_vl_axera.towers.qwen2_5_vl import module as vision
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ReferenceTower
 from tests.conftest import SIZES
@@ -161,3 +161,18 @@ def test_the_uint8_graph_normalises_itself(tiny, tmp_path):
     given = OnnxTower(exported[0].path).graph_input(patches)
     expected = (patches / 255 - np.array(MEAN)) / np.array(STD)
     np.testing.assert_allclose(given[0].transpose(1, 2, 0), expected, atol=1e-5)
+
+
+def test_what_is_cut_off(tmp_path):
+    graph = onnx.helper.make_graph([onnx.helper.make_node("neu mode", ["a"], ["b"])], "built", [], [])
+    whole, path = onnx.helper.make_model(graph, doc_string="Pulsar2").SerializeToString(), tmp_path / "a.axmodel"
+    start = whole.index(graph.SerializeToString()) + len(graph.SerializeToString())
+    for length in range(1, start):
+        path.write_bytes(whole[:length])
+        assert is_cut_off(path), length
+    # What nobody knows is not judged; a length beyond 64 bits is no error of ours.
+    for data, expected in ((whole, False), (b"", False), (b"compiled", False), (b"\x08\x07\x0f", False)):
+        path.write_bytes(data)
+        assert is_cut_off(path) is expected, data
+    path.write_bytes(b"\x08\x07\x3a" + b"\xff" * 9 + b"\x7f")
+    assert is_cut_off(path)

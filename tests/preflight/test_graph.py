@@ -1,11 +1,13 @@
 """Graphs that the compiler would not take, each found by its own check."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
+from qwen_vl_axera.made_from import made_from
 from tests.preflight.state import truncate
 
 
@@ -93,3 +95,25 @@ def test_broken_graphs(state, case):
         assert words in found[name]
     # Another size changes both ends; an output that no node makes has no shape, either.
     assert found.keys() - expected.keys() <= {"graph output", "graph operators"}
+
+
+def test_a_bit_that_changed_since_the_gate_passed_is_seen(state, monkeypatch):
+    """Nothing but its hash tells such weights from those that passed."""
+    data = state.graph.with_name("tiny_vision.onnx.data")
+    about = made_from([state.graph, data], state.workdir)
+    verdict = SimpleNamespace(made_from=about, holds=True)
+    monkeypatch.setattr("qwen_vl_axera.fidelity.record.read_fidelity", lambda path: verdict)
+
+    def check():
+        return next(check for check in state.checks() if check.name == "fidelity")
+
+    assert check().status == "ok"
+    verdict.holds = False
+    assert (check().status, check().detail) == ("failed", "the graph did not pass")
+    verdict.holds = True
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    assert (check().status, check().detail) == ("failed", "tiny_vision.onnx.data has changed since it was tested")
+    verdict.made_from = {"tiny_vision.onnx": about["tiny_vision.onnx"]}
+    assert (check().status, check().detail) == ("warning", "fidelity.json is not about tiny_vision.onnx.data")
