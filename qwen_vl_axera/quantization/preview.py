@@ -17,7 +17,7 @@ from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
 from qwen_vl_axera.quantization import samples as sampling
 from qwen_vl_axera.quantization.census import Census, findings
-from qwen_vl_axera.quantization.estimate import Trace, basis, estimate
+from qwen_vl_axera.quantization.estimate import Trace, basis, estimate, parts
 from qwen_vl_axera.quantization.execution import WeightStore
 from qwen_vl_axera.quantization.fusion import FUSIONS
 from qwen_vl_axera.quantization.losses import loss_over_clips
@@ -160,7 +160,9 @@ def preview(request: Request) -> dict[str, Any]:
     for name, (layer_configs, plan) in plans.items():
         entry, result = simulation.setting(name, plan, layer_configs)
         relative = estimate(network, plan, request.trace)
-        report["settings"].append(entry | {"relative_time": [relative.low, relative.high]})
+        taken = {part: 1e3 * time for part, time in parts(network, plan, request.trace)[1].items()}
+        entry |= {"relative_time": [relative.low, relative.high], "time_parts": taken}
+        report["settings"].append(entry)
         features[name] = result.tokens
         if request.search and name == MIXED and judges:
             by_clip = [[step for step, clip in enumerate(clip_of) if clip == number] for number in judges]
