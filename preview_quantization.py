@@ -5,7 +5,7 @@
 
 Reads:  NAME_vision.onnx and its data, calib/hidden_states.tar; --evaluate's frames, or the captured clip's. Frames
 that were calibrated on are refused. Writes: quantization.json; with --search config_video_mixed.json, for
-`preflight.py --config` and `pulsar2 build`. No compiler is run: the assumptions stand in quantization.json.
+`preflight.py --config` and `pulsar2 build`. No compiler is run: the assumptions are in quantization.json.
 """
 
 import json

@@ -8,7 +8,7 @@ Reads:  CKPT (only the vision weights, unless --generate) and a video file, a di
         (default: the demo clip of assets/).
 Writes: hidden_states.pth, rotary_pos_emb.pth, cu_seqlens.pth, cu_window_seqlens.pth, window_index.pth (one
         step's), pixels.npy, vit_out.npy (the whole clip's), vit_exact.npy (two steps', computed at once in
-        float64), capture.json. It checks that a step alone gives what it gives beside another, and that all steps
+        float64), capture.json. It checks that a step's tokens do not depend on other steps, and that all steps
         share one layout.
 """
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps, rows, columns = capture.grid_thw
     print(
         f"{len(capture.indices)} frames of {size[0]}x{size[1]} at {capture.sample_fps:g} fps: {steps} steps of "
-        f"{rows}x{columns} patches, {capture.num_tokens} tokens; a step alone gives what it gives beside another"
+        f"{rows}x{columns} patches, {capture.num_tokens} tokens; a step's tokens do not depend on other steps"
     )
     if args.generate:
         from qwen_vl_axera.language.chat import LanguageModel, build_prompt

@@ -210,8 +210,9 @@ def check_place(directory: Path, checkpoint: Path | None = None) -> None:
         raise InputError(f"{directory}: no directory can be made there (no file name)") from None
     for folder in (place, *place.parents):
         if folder == source or _is_checkpoint(folder):
+            itself = "this is the checkpoint itself" if folder == source else "this is a checkpoint"
             known = checkpoint if folder == source else folder
-            where = "this is the checkpoint itself" if folder == place else f"this is within the checkpoint {known}"
+            where = itself if folder == place else f"this is within the checkpoint {known}"
             raise InputError(f"{directory}: {where}; give it a place of its own")
         if hub_name(folder) is not None:
             raise InputError(f"{directory}: this is within the hub's cache {folder}; give it a place of its own")

@@ -74,7 +74,7 @@ def late_clip(capture: Capture, tokens_per_second: int, cache_len: int) -> str |
     if last + ANSWER <= cache_len:
         return None
     return (
-        f"the clip's last step stands at position {last}, and the runtime ends an answer at position {cache_len}, the "
+        f"the clip's last step is at position {last}, and the runtime ends an answer at position {cache_len}, the "
         "cache's length"
     )
 

@@ -129,6 +129,8 @@ class Chain:
         self.do(package(run, complete=self.compiler is not None))
         if left is not None:
             self.leave([*left, package(run, complete=True)], form)
+        elif not run.dry_run:
+            (run.workdir / LEFT_TO_DO).unlink(missing_ok=True)  # of an earlier run without the compiler
         self.heading("report")
         self.reports(sys.stdout)
         if run.dry_run:

@@ -236,7 +236,7 @@ def _colours(processor: InputProcessor, path: str, target: Target) -> Iterator[P
         symptom = f"asks for {source} to {form}, which is not converted at run time: red and blue are swapped, or worse"
         yield Problem("conversion-not-made", f"{path}.src_format", symptom, f"write {form!r}")
     if processor.csc_mode != "NoCSC":
-        symptom = "a colour conversion stands before the network; the board delivers RGB"
+        symptom = "a colour conversion comes before the network; the board delivers RGB"
         yield Problem("colour-conversion", f"{path}.csc_mode", symptom, "write 'NoCSC'")
 
 

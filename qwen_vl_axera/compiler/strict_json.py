@@ -68,7 +68,7 @@ def _departures(text: str) -> Iterator[tuple[int, str]]:
             yield line, f"comments are not allowed: {token.splitlines()[0][:40]!r}"
         elif token in "}]":
             if previous == ",":
-                yield line, f"a comma stands before the closing {token!r}"
+                yield line, f"there is a comma before the closing {token!r}"
             if keys:
                 keys.pop()
         elif token in "{[":

@@ -38,11 +38,16 @@ def ratios(graph: Graph, report: Fidelity) -> str:
     if graph.exact is None:
         return "no error can be measured: its answer is not finite"
     parts = (
-        f"{name} {getattr(graph.exact, field):.3g} (limit {getattr(report.thresholds, field):g})"
+        f"{name} {_ratio(getattr(graph.exact, field))} (limit {getattr(report.thresholds, field):g})"
         for field, name in RATIOS.items()
     )
     same = f"; the same nodes, weights and values as {graph.same_as}" if graph.same_as else ""
     return f"{' · '.join(parts)}; 1 = as exact as transformers{same}"
+
+
+def _ratio(value: float) -> str:
+    """A ratio of errors; where transformers' own error is 0, it has no upper end."""
+    return f"{value:.3g}" if value < 1e6 else "over 1,000,000"
 
 
 def cells(file: str, step: int, figures: Figures) -> tuple[str, ...]:

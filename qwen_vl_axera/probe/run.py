@@ -166,7 +166,7 @@ def _reason(attempts: Sequence[Attempt], best: Attempt) -> str | None:
         )
     if not given.works:
         return f"{given.config_file} is not built as one subgraph"
-    return f"{given.config_file} did not take effect as it stands"
+    return f"{given.config_file} took effect in part only, or not at all"
 
 
 def attempt(

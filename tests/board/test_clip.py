@@ -233,7 +233,7 @@ def test_pixels_of_another_clip(talking, workdir, tmp_path, capsys):
     [
         (lambda capture, fidelity: fidelity["text"][0].update(prompt="Query: x"), "before the frames"),
         (lambda capture, fidelity: fidelity.update(passed=False), "the graph failed"),
-        (lambda capture, fidelity: capture.update(SLOW), "stands at position 2400"),
+        (lambda capture, fidelity: capture.update(SLOW), "is at position 2400"),
     ],
 )
 def test_warnings(talking, workdir, tmp_path, capsys, edit, word):
