@@ -57,6 +57,9 @@ TURNED = {  # what makes a picture of this orientation upright
 }
 # What Pillow may take a file for: some of its other readers run programs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+# Of HEIF files, which Pillow does not read, and which look like videos: bytes 4 to 12.
+HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+HEIF_REMEDY = "HEIC and HEIF pictures are not read: convert it to JPEG or PNG"
 
 Frame = Image.Image | np.ndarray  # an array is uint8 (H, W, 3)
 
@@ -214,6 +217,22 @@ def check_depth(image: Image.Image) -> None:
     if image.mode.startswith(("I", "F")):
         kind = "floating-point" if image.mode.startswith("F") else "16- or 32-bit"
         raise ValueError(f"holds {kind} grey values: scale them to 8 bits first (0..255)")
+
+
+def is_heif(start: bytes) -> bool:
+    """Whether a file that begins with these bytes, 64 of them, is a HEIF picture, such as phones make."""
+    return start[4:12] in HEIF and b"avif" not in start
+
+
+def further_frames(image: Image.Image) -> int:
+    """How many frames a picture file holds after the first. Previews that cameras put into a JPEG don't count."""
+    return 0 if image.format == "MPO" else getattr(image, "n_frames", 1) - 1
+
+
+def only_first(cut: dict[Path, int]) -> str:
+    """What is said of pictures of which only the first frame is taken, {picture: further frames}."""
+    others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+    return f"{next(iter(cut))}{others}: only the first frame is taken, {sum(cut.values())} further ones are not"
 
 
 def open_formats() -> list[str]:
@@ -529,8 +548,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = tuple(args.size) if args.size else automatic_size(*shape, max_pixels=args.max_pixels)
         _check_memory(len(args.images), *size)
         _check_output(args.output, args.images)
-        patches = frames_to_patches((_read(path) for path in args.images), size)
+        cut: dict[Path, int] = {}
+        patches = frames_to_patches((_read(path, cut) for path in args.images), size)
         _write(args.output, patches)
+        if cut:
+            print(f"note: {_line(only_first(cut))}", file=sys.stderr)
         steps, rows = patches.shape[:2]
         shown = f"{_line(args.output)}: {steps} steps of {rows} patches at {size[0]}x{size[1]}, uint8 {patches.shape}"
         print(shown, flush=True)
@@ -557,18 +579,26 @@ def _check_memory(count: int, height: int, width: int) -> None:
         )
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path, cut: dict[Path, int] | None = None) -> Image.Image:
+    """A decoded picture; where it holds further frames, their number is noted in `cut`."""
     if not path.is_file():
         raise ValueError(f"{path}: {'expected a picture, found something else' if path.exists() else 'no such file'}")
+    with open(path, "rb") as file:
+        if is_heif(file.read(64)):
+            raise ValueError(f"{path}: {HEIF_REMEDY}")
     try:
         image = Image.open(path, formats=open_formats())
+        further = further_frames(image)
         image.load()
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead to
-        raise ValueError(f"{path}: does not decode as a picture ({type(error).__name__}: {error})") from None
+        reason = "no picture in a known format" if "cannot identify" in str(error) else str(error)
+        raise ValueError(f"{path}: does not decode as a picture ({reason}); replace or remove it") from None
     try:
         check_depth(image)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if further and cut is not None:
+        cut[path] = further
     return image
 
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import reprlib
 import shutil
 import stat
@@ -85,8 +86,9 @@ def locked_temporary(directory: Path, prefix: str) -> tuple[int, str]:
 def remove_leftovers(directory: Path, prefix: str, suffix: str = "") -> None:
     """Removes temporary files and directories of runs that were killed: those that no process has locked."""
     names: list[str] = []
+    made_up = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")  # as tempfile names them
     with suppress(OSError), os.scandir(directory) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(suffix)]
+        names = [entry.name for entry in entries if made_up.fullmatch(entry.name)]
     for name in names:
         with suppress(OSError):
             descriptor = os.open(Path(directory) / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

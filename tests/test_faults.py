@@ -155,7 +155,7 @@ def test_a_temporary_file_in_use_is_left_alone(tmp_path):
         outer.write(b"outer")
         files.write_json(tmp_path / "x", json.loads("[]"))
     assert (tmp_path / "x").read_bytes() == b"outer"
-    (tmp_path / ".x.dead.tmp").write_bytes(b"left by a killed run")
+    (tmp_path / ".x.deadbeef.tmp").write_bytes(b"left by a killed run")
     files.write_json(tmp_path / "x", [])
     assert os.listdir(tmp_path) == ["x"]
 

@@ -13,6 +13,7 @@ import tarfile
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from qwen_vl_axera import progress
 from qwen_vl_axera.calibration.manifest import ArchiveFile, Change, Manifest, Sample, read_manifest
 from qwen_vl_axera.calibration.sources import Pick, Source, read_frames
 from qwen_vl_axera.contract import ARCHIVE, CALIB, CALIB_MANIFEST
-from qwen_vl_axera.doors import kind_of
+from qwen_vl_axera.doors import kind_of, open_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import READ_SIZE, sha256_file, write_record
 from qwen_vl_axera.memory import check_memory
@@ -277,11 +278,25 @@ def check_replaceable(target: Path) -> None:
     if strange:
         raise InputError(f"{strange[0]}: expected a file of a calibration set, found something else; move it away")
     try:
-        known = {sample.file: sample.sha256 for sample in read_manifest(target).samples} if files else {}
+        manifest = read_manifest(target) if files else None
     except InputError:
-        known = {}
+        manifest = None
+    samples = {sample.file: sample.sha256 for sample in manifest.samples} if manifest else {}
     for path in files:
-        if path.name in (ARCHIVE, CALIB_MANIFEST) and known:
-            continue
-        if path.name not in known or sha256_file(path) != known[path.name]:
+        if path.name == ARCHIVE:
+            ours = _members(path) == list(samples.items())
+        else:
+            ours = path.name == CALIB_MANIFEST if path.name not in samples else sha256_file(path) == samples[path.name]
+        if not (ours and manifest):
             raise InputError(f"{target}: holds {path.name!r}, which is not of a calibration set; move it away")
+
+
+def _members(archive: Path) -> list[tuple[str, str]]:
+    """Name and SHA-256 of each member of a tar file; none of another file."""
+    with suppress(tarfile.TarError, OSError, EOFError), open_file(archive) as file, tarfile.open(fileobj=file) as tar:
+        return [
+            (member.name, hashlib.file_digest(data, "sha256").hexdigest())
+            for member in tar
+            if (data := tar.extractfile(member)) is not None
+        ]
+    return []

@@ -67,7 +67,7 @@ class VideoSource(Source):
 
     @classmethod
     def open(cls, path: Path) -> "VideoSource":
-        video = VideoFile(path)
+        video = VideoFile(path, check_end=False)  # samples that do not decode are left out
         _check_shape(path, video.shape)
         return cls(video.count, video.fps, video)
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from preprocess import (
     FACTOR,
+    HEIF_REMEDY,
     MAX_PIXELS,
     MIN_PIXELS,
     TEMPORAL_PATCH_SIZE,
@@ -27,6 +28,9 @@ from preprocess import (
     check_depth,
     check_size,
     frame_shape,
+    further_frames,
+    is_heif,
+    only_first,
     open_formats,
 )
 from qwen_vl_axera.contract import NUM_FRAMES
@@ -41,8 +45,7 @@ VIDEOS = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg
 
 # Pillow's own bound is a fixed number; `open_picture` asks how much memory there is.
 Image.MAX_IMAGE_PIXELS = None
-# Of HEIF files, which Pillow does not read, and which look like videos: bytes 4 to 12.
-HEIF = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+UNKNOWN = "no picture in a known format"
 PIXEL_BYTES = 8  # of a picture while it becomes RGB: four as Pillow holds it, four of the copy
 IN_WORK = TEMPORAL_PATCH_SIZE * ((os.cpu_count() or 1) + 1)  # pictures, in `iter_steps`
 
@@ -221,8 +224,8 @@ def check_input(path: Path) -> None:
         is_directory = path.is_dir()
     except ValueError:  # NUL in the name
         is_directory = False
-    if not is_directory and is_heif(check_file(path)):
-        raise InputError(f"{path}: HEIC and HEIF pictures are not read: convert it to JPEG or PNG")
+    if not is_directory and _is_heif(check_file(path)):
+        raise InputError(f"{path}: {HEIF_REMEDY}")
 
 
 def list_pictures(directory: Path) -> list[Path]:
@@ -233,9 +236,9 @@ def list_pictures(directory: Path) -> list[Path]:
     """
     files = sorted((path for path in _files(directory) if path.suffix.lower() in PICTURES), key=natural)
     if not files:
-        raise InputError(
-            f"{directory}: no pictures in it ({', '.join(sorted(PICTURES))}); a video is given by its file"
-        )
+        heif = sum(map(_is_heif, _files(directory)))
+        remedy = f"convert its {heif} HEIC files to JPEG or PNG" if heif else "a video is given by its file"
+        raise InputError(f"{directory}: no pictures in it ({', '.join(sorted(PICTURES))}); {remedy}")
     return files
 
 
@@ -254,24 +257,21 @@ def left_out(taken: Sequence[Path], directory: Path | None = None) -> Iterator[s
     """
     if directory is not None and (others := [path for path in _files(directory) if path not in set(taken)]):
         kinds = Counter(path.suffix.lower() or "no suffix" for path in others)
-        heif = "; convert HEIC to JPEG or PNG" if any(map(is_heif, others)) else ""
+        heif = "; convert HEIC to JPEG or PNG" if any(map(_is_heif, others)) else ""
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         yield f"{directory}: {len(others)} of {len(taken) + len(others)} files are not taken ({counted}){heif}"
-    more = {path: count - 1 for path in taken if is_picture(path) and (count := frame_count(path)) > 1}
-    if more:
-        first = next(iter(more))
-        others = f" and {len(more) - 1} more" if len(more) > 1 else ""
-        yield f"{first}{others}: only the first frame is taken, {sum(more.values())} further ones are not"
+    cut = {path: count for path in taken if is_picture(path) and (count := _further_frames(path))}
+    if cut:
+        yield only_first(cut)
 
 
 def _files(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
 
 
-def is_heif(path: Path) -> bool:
-    """Whether a file is a HEIF picture, such as phones make."""
+def _is_heif(path: Path) -> bool:
     with open_file(path) as file:
-        return file.read(12)[4:] in HEIF
+        return is_heif(file.read(64))
 
 
 def is_picture(path: Path) -> bool:
@@ -282,14 +282,13 @@ def is_picture(path: Path) -> bool:
     try:
         with open_picture(path):
             return True
-    except InputError:
-        return False
+    except InputError as error:  # a damaged picture is one
+        return UNKNOWN not in str(error)
 
 
-def frame_count(path: Path) -> int:
-    """How many frames a picture file holds. Previews that cameras put into a JPEG don't count."""
+def _further_frames(path: Path) -> int:
     with open_picture(path) as image:
-        return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return further_frames(image)
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
@@ -331,12 +330,17 @@ def open_picture(source: Path | IO[bytes], name: object = None) -> Iterator[Imag
         with file, Image.open(file, formats=open_formats()) as image:
             width, height = image.size
             check_memory(PIXEL_BYTES * IN_WORK * width * height, f"{name}: a picture of {height}x{width}")
-            check_depth(image)
+            try:
+                check_depth(image)
+            except ValueError as error:
+                raise InputError(f"{name}: {error}") from None
             if image.format == "TIFF":  # which Pillow turns upright when its pixels are read, or before
                 image.load()
             yield image
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise whatever damaged bytes lead to
-        reason = "no picture in a known format" if "cannot identify" in str(error) else str(error)
+        if isinstance(source, Path) and _is_heif(source):
+            raise InputError(f"{name}: {HEIF_REMEDY}") from None
+        reason = UNKNOWN if "cannot identify" in str(error) else str(error)
         raise InputError(f"{name}: does not decode as a picture ({reason}); replace or remove it") from None

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,11 +32,17 @@ FRAME_BYTES = 6  # of a pixel: as it is decoded, and as RGB
 FRAMES = 16  # that a decoder holds at a time: references, and one per thread
 SEEK_FROM = 64  # frames: a key frame that lies closer is reached by decoding on
 UNEVEN = 1.5  # a frame that is shown this many times longer than the usual one makes a clip uneven
+HOLES = 64 << 20  # bytes without data: fewer are read through, more of them where they are half of the file refused
 NO_VIDEO = "{}: does not decode as a video (truncated, or no video file); encode or download it again"
 
 
 class VideoFile:
     """A video, its frames numbered from 0 in the order in which they are shown.
+
+    Args:
+        path: the file.
+        check_end: whether the last frame is decoded, which can take as long as a clip of one key frame: without it,
+            `count` may count frames at the end that do not decode.
 
     Attributes:
         path: the file.
@@ -48,15 +55,17 @@ class VideoFile:
         InputError: it is no file that decodes.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check_end: bool = True):
         self.path = Path(path)
-        with self._open() as container:
+        with ExitStack() as opened:
+            container = opened.enter_context(self._open())
             self._stream = _best_stream(self.path, container)
-        with self._open() as container:  # anew: not every container can be wound back
+            if len(container.streams.video) > 1:  # they were counted, and not every container can be wound back
+                container = opened.enter_context(self._open())
             stream = container.streams[self._stream]
             packets = [
                 (packet.pts, packet.is_keyframe)
-                for packet in container.demux(stream)
+                for packet in _packets(container, stream)
                 if packet.size and not packet.is_discard  # an edit list hides it
             ]
             self._base = float(stream.time_base)
@@ -68,7 +77,7 @@ class VideoFile:
         self._keys = sorted(self._number[time] for time, is_key in packets if is_key and time is not None)
         self.count, self.dropped = len(packets), 0
         first = next(self.read([0]), None)
-        if first is None or next(self.read([self.count - 1]), None) is None:
+        if first is None or (check_end and next(self.read([self.count - 1]), None) is None):
             self._count_what_decodes()
             first = next(self.read([0]), None)
         if first is None:
@@ -89,13 +98,10 @@ class VideoFile:
             container = opened.enter_context(self._open())
             frames, at, frame = self._decode(container), -1, None
             for wanted in indices:
-                key = self._keys[bisect_right(self._keys, wanted) - 1] if self._keys and wanted >= self._keys[0] else 0
-                if key - at > SEEK_FROM:
-                    container.seek(self._times[key], stream=container.streams[self._stream])
-                    frames = self._decode(container)
-                    frame = next(frames, None)
-                    at = key if frame is None else self._number.get(frame.pts, key)
-                    if frame is None or at > wanted:  # some files can't be sought in
+                key = bisect_right(self._keys, wanted) - 1
+                if key >= 0 and self._keys[key] - at > SEEK_FROM:
+                    frames, at, frame = self._seek(container, key, wanted)
+                    if frame is None:  # some files can't be sought in
                         container = opened.enter_context(self._open())
                         frames, at = self._decode(container), -1
                 while at < wanted:
@@ -106,6 +112,20 @@ class VideoFile:
                 if at > wanted:  # it did not decode, and the next one came
                     return
                 yield _upright(frame)
+
+    def _seek(self, container, key: int, wanted: int) -> tuple[Iterator, int, Any]:
+        """Goes to the key frame of number `key`, or to the one before: transport streams lead a few frames too far.
+
+        Returns:
+            The frames from there on without the first one, its number, and itself; None where there is no way.
+        """
+        for target in self._keys[max(0, key - 1) : key + 1][::-1]:
+            container.seek(self._times[target], stream=container.streams[self._stream])
+            frames = self._decode(container, from_key=True)
+            frame = next(frames, None)
+            if frame is not None and (at := self._number.get(frame.pts, wanted + 1)) <= wanted:
+                return frames, at, frame
+        return iter(()), -1, None
 
     def uneven(self) -> str | None:
         """Whether frames are shown for different times, in words; None where they are even or nothing says so."""
@@ -122,19 +142,22 @@ class VideoFile:
         """A frame's number: by its time where that can be trusted, else counted."""
         return self._number.get(frame.pts, counted) if self._timed else counted
 
-    def _decode(self, container) -> Iterator:
-        """The frames from here on; damaged packets are passed over where times tell which frame is missing."""
+    def _decode(self, container, from_key: bool = False) -> Iterator:
+        """The frames from here, or from the next key frame on.
+
+        Damaged packets are passed over where times tell which frame is missing.
+        """
         from av.error import FFmpegError
 
-        try:
-            for packet in container.demux(container.streams[self._stream]):
-                try:
-                    yield from packet.decode()
-                except FFmpegError:
-                    if not self._timed:
-                        return
-        except FFmpegError:
-            return
+        for packet in _packets(container, container.streams[self._stream]):
+            if from_key and not packet.is_keyframe:
+                continue
+            from_key = False
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                if not self._timed:
+                    return
 
     def _count_what_decodes(self) -> None:
         """Renumbers the frames, those left out that do not decode."""
@@ -162,7 +185,10 @@ def _open_container(path: Path):
     """
     import av
 
-    check_file(path)
+    status = os.stat(check_file(path))
+    holes = status.st_size - 512 * status.st_blocks
+    if status.st_blocks and holes > max(HOLES, status.st_size // 2):
+        raise InputError(f"{path}: {holes / 1e9:.1f} GB of it are holes without data; download or copy it whole")
     # PyAV's own log callback takes the interpreter's lock, for which a decoding thread and the thread that
     # closes the file wait for each other; FFmpeg's needs none. -8 is FFmpeg's "quiet".
     av.logging.restore_default_callback()
@@ -178,12 +204,24 @@ def _open_container(path: Path):
                 stream.thread_type = "AUTO"
             height, width = stream.height or 0, stream.width or 0
             check_memory(FRAME_BYTES * FRAMES * height * width, f"{path}: a video of {height}x{width}")
-            if stream.frames > os.path.getsize(path):
-                raise InputError(f"{path}: {stream.frames} frames in {os.path.getsize(path)} bytes; encode it again")
+            if stream.frames > status.st_size:
+                raise InputError(f"{path}: {stream.frames} frames in {status.st_size} bytes; encode it again")
     except BaseException:
         container.close()
         raise
     return container
+
+
+def _packets(container, *streams) -> Iterator:
+    """The packets of streams, as far as the file can be read, and an empty one that ends the decoding."""
+    import av
+
+    try:
+        yield from container.demux(*streams)
+    except av.error.FFmpegError:
+        end = av.Packet()
+        end.stream = streams[0]
+        yield end
 
 
 def _best_stream(path: Path, container) -> int:
@@ -201,7 +239,7 @@ def _best_stream(path: Path, container) -> int:
     if len(videos) == 1:
         return videos[0].index
     counts = dict.fromkeys((stream.index for stream in videos), 0)
-    for packet in container.demux(videos):
+    for packet in _packets(container, *videos):
         counts[packet.stream.index] += bool(packet.size)
     return max(videos, key=lambda stream: (counts[stream.index], (stream.height or 0) * (stream.width or 0))).index
 

@@ -28,6 +28,8 @@ def advice(workdir: Path) -> str | None:
     mixed = found.mixed
     if mixed is None or mixed.relative_time is None or mixed.mac8 is None:
         return None
+    if found.search is not None and not found.search.reached:
+        return None  # nothing to recommend
     low, high = mixed.relative_time
     loss = max(found.loss(mixed), 0)
     return (

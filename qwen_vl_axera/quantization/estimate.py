@@ -28,7 +28,11 @@ CLOCK = 0.95e9  # cycles a second
 CONVERSION = 0.9 / 3  # cycles for each value that is read narrower than it was written, on three cores
 ALIASES = {"FullyConnected": "Gemm"}
 WEIGHTS, CONVERT = "weights", "RequantizeLinear"  # kinds in a trace besides operator types
+PRODUCTS, CONVERSIONS = "products", "changes of width"  # parts of the time
 FREE = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}  # move nothing
+
+
+Parts = dict[str, float]  # what takes the time -> seconds
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ def estimate(network: Network, plan: Plan, trace: Trace | None = None) -> Estima
 
 def seconds(network: Network, plan: Plan, trace: Trace | None = None) -> tuple[float, float]:
     """The time of one step at the ends A and B."""
+    first, last = (sum(of.values()) for of in parts(network, plan, trace))
+    return first, last
+
+
+def parts(network: Network, plan: Plan, trace: Trace | None = None) -> tuple[Parts, Parts]:
+    """What takes the time of one step, in seconds, at the ends A and B."""
     if trace and (scaled := _scaled(network, plan, trace)):
         return scaled
     reference = _reference(network)
@@ -92,8 +102,8 @@ def seconds(network: Network, plan: Plan, trace: Trace | None = None) -> tuple[f
     rest = reference.rest * _written(network) * moved / _sums(loads(network, uniform(network, "U16")))[1]
     conversions = loads(network, plan)[CONVERT] * CONVERSION / CLOCK
     return (
-        max(fast * reference.seconds / reference.macs, streaming),
-        max(slow / RATE_16, streaming) + rest + conversions,
+        {PRODUCTS: max(fast * reference.seconds / reference.macs, streaming)},
+        {PRODUCTS: max(slow / RATE_16, streaming), "all other operators": rest, CONVERSIONS: conversions},
     )
 
 
@@ -140,8 +150,8 @@ def _sums(found: Counter[str]) -> tuple[float, float]:
     return products, sum(found.values()) - products - found[WEIGHTS] - found[CONVERT]
 
 
-def _scaled(network: Network, plan: Plan, trace: Trace) -> tuple[float, float] | None:
-    """Seconds from a trace; None where it knows no products."""
+def _scaled(network: Network, plan: Plan, trace: Trace) -> tuple[Parts, Parts] | None:
+    """As `parts`, from a trace; None where it knows no products."""
     cycles = Counter()
     for kind, count in trace.kinds.items():
         cycles[ALIASES.get(kind, kind)] += count
@@ -152,11 +162,11 @@ def _scaled(network: Network, plan: Plan, trace: Trace) -> tuple[float, float] |
         ours, built = loads(network, plan, speedup), loads(trace.network, trace.plan, speedup)
         # A kind that the graph has not, such as loads and stores, goes with the bytes of the rest.
         whole = _sums(ours)[1] / _sums(built)[1]
-        total = sum(count * (ours[kind] / built[kind] if built[kind] else whole) for kind, count in cycles.items())
-        total *= trace.span / cycles.total()
+        rate = CLOCK * cycles.total() / trace.span
+        end = {kind: n / rate * (ours[kind] / built[kind] if built[kind] else whole) for kind, n in cycles.items()}
         if priced and not built[CONVERT]:  # the build had none: there is no telling what they cost
-            total += ours[CONVERT] * CONVERSION
-        ends.append(total / CLOCK)
+            end[CONVERSIONS] = ours[CONVERT] * CONVERSION / CLOCK
+        ends.append(end)
     return ends[0], ends[1]
 
 

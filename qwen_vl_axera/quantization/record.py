@@ -65,6 +65,7 @@ class Setting:
         border_bytes: of one step, written in another width than that of the operator that writes them.
         notes: what the configuration says and the compiler is believed not to do.
         relative_time: estimated bounds, relative to all at 16 bits; `Quantization.time` says from what.
+        time_parts: what takes the time at the upper bound -> ms of a step.
     """
 
     name: Text
@@ -80,6 +81,7 @@ class Setting:
     blocks: list[Block]
     notes: list[Text]
     relative_time: tuple[Amount, Amount] | None = None
+    time_parts: dict[Text, Amount] | None = None
 
 
 @record

@@ -28,6 +28,7 @@ CAPTURED = "the captured clip"  # as the preview names it
 MOST_ROWS = 32  # of the table of settings
 MOST_SETTINGS = 7  # beside the floor, in curves and maps
 MOST_LAYERS = 24  # in the sensitivity chart
+MOST_PARTS = 8  # of a setting's time
 MOST_MAPS = 6  # steps; of more, those that lose most
 MOST_LINES = 24  # of questions, notes and findings
 TILE = (144, 168)  # a map's width and height on the page, at most
@@ -103,6 +104,7 @@ def _chapter(
         "calibration": _checked(Calibrated, found.calibration, "calibration"),
         "judged": judged,
         "time": found.time,
+        "times": time_chart(found.settings),
         "clips": clipped(judged.clips, MOST_LINES),
         "rows": clipped([found.floor, *found.settings], MOST_ROWS),
         "settings": settings,
@@ -177,6 +179,17 @@ def sensitivity_chart(search: Searched) -> dict[str, Any]:
         "following": len(groups) - MOST_LAYERS,
         "next": groups[MOST_LAYERS].damage if len(groups) > MOST_LAYERS else None,
     }
+
+
+def time_chart(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Where the time goes at the upper bound: for the first setting and the mix the parts, the largest first."""
+    shown = [one for one in settings if one.time_parts and (one is settings[0] or one.name == MIXED)]
+    largest = max((time for one in shown for time in one.time_parts.values()), default=0)
+    return [
+        {"name": one.name, "part": part, "ms": time, "width": 100 * (time / largest) if largest else 0}
+        for one in shown
+        for part, time in sorted(one.time_parts.items(), key=lambda item: -item[1])[:MOST_PARTS]
+    ]
 
 
 def group_name(layers: Sequence[str], most: int = 4) -> str:

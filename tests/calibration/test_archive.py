@@ -145,13 +145,26 @@ def test_a_changed_sample_is_not_ours_and_an_input_is_not_replaced(media, tmp_pa
         calibrate(media / "x.png", workdir=tmp_path)
 
 
+def test_another_archive_beside_our_samples_stays(media, tmp_path):
+    """Of as many bytes, too: one sample changed by hand."""
+    _, calib = calibrate(media / "a.mp4", workdir=tmp_path)
+    ours = (calib / "hidden_states.tar").read_bytes()
+    for other in (b"the only copy", b"", ours[:900] + bytes([ours[900] ^ 1]) + ours[901:], ours[:4000]):
+        (calib / "hidden_states.tar").write_bytes(other)
+        with pytest.raises(InputError, match=r"holds 'hidden_states\.tar', which is not"):
+            calibrate(media / "a.mp4", workdir=tmp_path)
+        assert (calib / "hidden_states.tar").read_bytes() == other
+    (calib / "hidden_states.tar").unlink()
+    calibrate(media / "a.mp4", workdir=tmp_path)
+
+
 def test_directories_with_names_like_ours_stay(media, tmp_path):
-    for name in ("calib.replaced", "calib.tmp-old", "calib.tmp-12345678"):
+    for name in ("calib.replaced", "calib.tmp-old", "calib.tmp-12345678", ".calib.tmp-old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("the only copy")
     for _ in range(2):
         calibrate(media / "a.mp4", workdir=tmp_path)
-    assert len(list(tmp_path.glob("*/thesis.txt"))) == 3
+    assert len(list(tmp_path.glob("*/thesis.txt"))) == 4
     (tmp_path / ".calib.replaced").mkdir()
     (tmp_path / ".calib.replaced" / "thesis.txt").write_text("the only copy")
     with pytest.raises(InputError, match=r"thesis\.txt"):

@@ -1,5 +1,6 @@
 """media.py and video.py against qwen-vl-utils, decord and Pillow; videos are made with PyAV."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -21,14 +22,17 @@ from tests.conftest import ROOT
 HOSTILE = ["a b.mp4", 'it\'s "q".mp4', "-x.mp4", "视频.mp4", "a:b.mp4", "$(x)`y`;z.mp4", "100%d.mp4"]
 
 
-def make_video(path: Path, count: int = 30, size=(84, 112), rate=10, codec: str = "mpeg4", gop: int = 12) -> Path:
+def make_video(
+    path: Path, count: int = 30, size=(84, 112), rate=10, codec: str = "mpeg4", gop: int = 12, bframes: int = 0
+) -> Path:
     """A video whose frames differ, keyed every `gop` frames."""
     random = np.random.default_rng(count)
     ground = random.integers(0, 200, (size[0] // 4 + 1, size[1] // 4 + 1, 3), np.uint8).repeat(4, 0).repeat(4, 1)
     with av.open(os.path.abspath(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(rate), options={"g": str(gop)})
         stream.height, stream.width = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+        stream.codec_context.max_b_frames = bframes
         for number in range(count):
             frame = np.roll(ground, 3 * number, axis=1)[: size[0], : size[1]].copy()
             frame[:8, : 2 * number + 2] = 255
@@ -76,6 +80,14 @@ def test_the_demo_clip_as_qwen_vl_utils_samples_it(ours, theirs):
     expected = decord.VideoReader(str(path)).get_batch(indices).asnumpy()
     assert clip.shape == expected.shape[1:3]
     assert np.array_equal(np.stack([np.asarray(frame) for frame in clip.frames]), expected)
+
+
+def test_the_demo_clips_pixels_are_those_that_were_recorded():
+    """SHA-256 of all its frames as decord 0.6.0 gave them: `update(reader[i].asnumpy().tobytes())` for every i."""
+    digest = hashlib.sha256()
+    for frame in VideoFile(ROOT / "assets" / "demo.mp4").read(range(48)):
+        digest.update(frame.tobytes())
+    assert digest.hexdigest() == "fa7f97ee46bde3efc29e123001ce0cbcaf4872387e57bb0d6334aebb7fdf0683"
 
 
 @pytest.mark.parametrize("area", [56 * 56, 200 * 200, 308 * 308])
@@ -332,15 +344,61 @@ def test_a_clip_that_begins_inside_a_group_of_pictures(tmp_path, capsys):
     assert f"of which {video.count} decode" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "mov"])
-def test_frames_are_the_same_in_every_container(tmp_path, suffix):
-    """With B-frames, and far enough apart to be sought."""
-    path = make_video(tmp_path / f"clip.{suffix}", 240, codec="libx264", gop=40)
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx"])
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "avi"])
+def test_frames_are_the_same_in_every_container(tmp_path, suffix, codec):
+    """With B-frames, and far enough apart to be sought; a seek in a transport stream ends behind the key frame."""
+    if codec == "libvpx" and suffix != "mkv":
+        pytest.skip("VP8 is not put into it")
+    path = make_video(tmp_path / f"clip.{suffix}", 240, codec=codec, gop=12, bframes=2)
     video = VideoFile(path)
     assert (video.count, video.dropped) == (240, 0) and video.fps == pytest.approx(10, rel=0.01)
     whole = list(video.read(range(240)))
     for indices in ([0, 239], [100, 101, 230], range(5, 240, 70)):
         assert all(np.array_equal(a, whole[i]) for a, i in zip(video.read(indices), indices, strict=True))
+
+
+def test_a_transport_stream_that_ends_in_nothing(tmp_path):
+    """As a download that was stopped leaves it, its place reserved: FFmpeg gives up looking for more."""
+    path = make_video(tmp_path / "clip.ts", 60, codec="libx264")
+    path.write_bytes(path.read_bytes() + bytes(1 << 20))
+    assert VideoFile(path).count >= 59
+    assert len(list(load_clip(path).frames)) == 8
+
+
+def test_frames_that_an_edit_list_hides(tmp_path):
+    """A trimmed clip: frames of the first half second are in the file, for decoding, and a player shows them not."""
+    path = make_video(tmp_path / "clip.mp4", 16)
+    whole = list(VideoFile(path).read(range(16)))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # version 0, one entry: its length, and where it begins in the track's own time
+    with av.open(str(path)) as container:
+        unit = container.streams.video[0].time_base
+    data[at + 4 : at + 8] = int(Fraction(1, 2) / unit).to_bytes(4, "big")
+    path.write_bytes(data)
+    video = VideoFile(path)
+    frames = list(video.read(range(video.count)))
+    assert (len(frames), video.dropped) == (11, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(frames, whole[5:], strict=True))
+    assert video.time(10) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="11 frames, ask for at most 10"):
+        load_clip(path, num_frames=16)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_av1(tmp_path, suffix):
+    if not {"libsvtav1", "libdav1d"} <= av.codecs_available:
+        pytest.skip("this PyAV comes without AV1")
+    video = VideoFile(make_video(tmp_path / f"clip.{suffix}", 16, codec="libsvtav1"))
+    assert (video.count, video.dropped, len(list(video.read(range(16))))) == (16, 0, 16)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "avi", "mkv", "mp4", "gif"])
+def test_holes_are_not_searched(tmp_path, suffix):
+    path = make_video(tmp_path / f"clip.{suffix}", 8, codec="gif" if suffix == "gif" else "mpeg4")
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match="GB of it are holes"):
+        load_clip(path)
 
 
 def test_an_animated_gif(tmp_path):
@@ -399,7 +457,9 @@ def test_tiff_and_jpeg_are_turned_once(tmp_path, orientation):
     assert np.array_equal(*(frames_to_patches(clip.frames, (112, 112)) for clip in (one, other)))
 
 
-@pytest.mark.parametrize(("mode", "name"), [("I;16", "a.png"), ("I", "a.tif"), ("F", "a.tif"), ("I;16", "a.tif")])
+@pytest.mark.parametrize(
+    ("mode", "name"), [("I;16", "a.png"), ("I", "a.tif"), ("F", "a.tif"), ("I;16", "a.tif"), ("F", "a.pfm")]
+)
 def test_more_than_8_bits_a_channel_are_refused(tmp_path, mode, name):
     Image.new(mode, (56, 56), 1).save(tmp_path / name)
     with pytest.raises(InputError, match="scale them to 8 bits first"):
@@ -412,6 +472,19 @@ def test_heif_is_named(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match="not read: convert it to JPEG or PNG"):
             load_clip(tmp_path / name)
+
+
+def test_a_directory_of_heif_is_named(tmp_path):
+    data = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
+    for name in ("a.HEIC", "b.heic"):
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match="convert its 2 HEIC files to JPEG or PNG"):
+        load_clip(tmp_path)
+    Image.new("RGB", (56, 56)).save(tmp_path / "c.png")
+    assert "2 of 3 files are not taken" in load_clip(tmp_path).notes[0]
+    (tmp_path / "d.jpg").write_bytes(data)  # as phones and converters misname them
+    with pytest.raises(InputError, match=r"d\.jpg: HEIC and HEIF pictures are not read: convert it to JPEG or PNG"):
+        load_clip(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif"])

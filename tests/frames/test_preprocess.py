@@ -296,10 +296,22 @@ def test_the_script_replaces_nothing_but_a_patch_image(run_script, tmp_path):
         assert (tmp_path / name).read_bytes() == before
 
 
+def test_the_script_counts_the_frames_it_leaves_out(run_script, tmp_path):
+    frames = [Image.new("RGB", (56, 56), (40 * number, 0, 0)) for number in range(6)]
+    for name in ("a.png", "b.webp", "c.tif", "d.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    paths = sorted(tmp_path.iterdir())
+    done = run_script("preprocess.py", *paths, "--output", tmp_path / "x.npy")
+    assert done.returncode == 0
+    assert done.stderr == f"note: {paths[0]} and 3 more: only the first frame is taken, 20 further ones are not\n"
+
+
 def test_the_script_opens_known_formats_only(run_script, tmp_path):
     """Pillow would start Ghostscript for this one."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 56 56\nshowpage\n")
     Image.new("I;16", (56, 56)).save(tmp_path / "b.png")
-    for name, words in (("a.png", "does not decode as a picture"), ("b.png", "scale them to 8 bits first")):
+    (tmp_path / "c.jpg").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400))
+    refused = {"a.png": "no picture in a known format", "b.png": "scale them to 8 bits first", "c.jpg": "convert it to"}
+    for name, words in refused.items():
         done = run_script("preprocess.py", tmp_path / name, "--output", tmp_path / "x.npy")
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and words in done.stderr

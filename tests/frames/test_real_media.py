@@ -80,9 +80,9 @@ def run_chain(tiny, workdir, paths, size, **sampling):
     size = frame_size(clip, size=size)
     capture = run_clip(tiny, workdir, clip, size)
     export_vision(tiny, workdir)
-    report, _ = verify(tiny, workdir, find_graphs(tiny.name, workdir))
-    assert report["passed"], report
-    assert [len(graph["steps"]) for graph in report["graphs"]] == [capture.grid_thw[0]] * 2
+    report = verify(tiny, workdir, find_graphs(tiny.name, workdir), workdir / "fidelity.json")
+    assert report.passed, report
+    assert [len(graph.steps) for graph in report.graphs] == [capture.grid_thw[0]] * 2
     assert_pixels_are_transformers(clip, read_pixels(workdir, capture), size)
     return capture
 
@@ -113,7 +113,7 @@ def test_a_photo_for_the_picture_graph(tiny, tmp_path):
     clip = load_clip([locate("astronaut")])
     capture = run_clip(tiny, tmp_path, clip, (448, 448))
     graphs = [item.path for item in export_vision(tiny, tmp_path, mode="image")]
-    assert verify(tiny, tmp_path, graphs)[0]["passed"]
+    assert verify(tiny, tmp_path, graphs, tmp_path / "fidelity.json").passed
     frames = unpatchify(np.array(read_pixels(tmp_path, capture)), 448, 448)
     np.testing.assert_array_equal(frames[0], frames[1])
 

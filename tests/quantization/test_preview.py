@@ -16,6 +16,7 @@ import preview_quantization
 from qwen_vl_axera.compiler.schema import load_config
 from qwen_vl_axera.graph.files import load_graph
 from qwen_vl_axera.graph.operators import statistics
+from qwen_vl_axera.quantization.preview import MOST_STEPS, thinned
 from tests.conftest import ROOT, run_main
 from tests.quantization.conftest import SIZE, write_frames
 
@@ -229,3 +230,15 @@ def test_the_notes_of_the_mix_come_first(run, copy):
     assert code == 0
     assert notes[:2] == [f"note: {name}: quant.enable_smooth_quant is not simulated" for name in ("mixed", "vendor")]
     assert "time: an estimate relative to all at 16 bits" in out
+
+
+@pytest.mark.parametrize(
+    "lengths", [[1] * 32, [2] * 32, [4] * 32, [1] * 64, [40], [3, 40], [1] * 8, [4] * 4, [100, 1, 1]]
+)
+def test_every_clip_keeps_its_part_of_the_steps_that_are_simulated(lengths):
+    taken = thinned(lengths)
+    clips = [number for number, length in enumerate(lengths) for _ in range(length)]
+    kept = {clips[step] for step in taken}
+    assert taken == sorted(set(taken)) and len(taken) <= MOST_STEPS and max(taken) < sum(lengths)
+    assert kept == set(range(min(len(lengths), MOST_STEPS)))
+    assert len([number for number in kept if number % 2]) == min(len(lengths), MOST_STEPS) // 2

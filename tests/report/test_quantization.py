@@ -284,6 +284,7 @@ def test_a_hostile_record_stays_text_and_the_page_small(workdir, tiny):
             entry["notes"] = [f"{number} {SPOOFED}" for number in range(300)]
             if entry.get("relative_time"):
                 entry["relative_time"] = [1e300, 1e308]
+                entry["time_parts"] = {f"{number} {long}": 1e308 for number in range(20)}
         value["evaluation"] = {"clips": [HOSTILE] * 100, "steps": 64, "simulated_steps": 64}
         value["assumptions"] = [{"grade": "inf", "rule": long}] * 500
         value["census"]["findings"] = [{"finding": long, "remedy": SPOOFED}] * 500
@@ -301,3 +302,17 @@ def test_a_hostile_record_stays_text_and_the_page_small(workdir, tiny):
     assert len(maps) == MOST_MAPS * (MOST_SETTINGS + 1) and all(decode(image["src"]).size for image in maps)
     assert len(page.all("polyline")) == MOST_SETTINGS + 1 and "of 64" in page.text
     assert before <= len((workdir / "report.html").read_bytes()) < LIMIT
+
+
+def test_where_the_time_goes_is_drawn_for_the_first_setting_and_the_mix(workdir, tiny):
+    def slow(value):
+        for entry in value["settings"]:
+            entry["time_parts"] = {"products": 90.0, "all other operators": 150.0, "changes of width": 0.0}
+
+    change(workdir / RECORD, slow)
+    page, _ = report(tiny, workdir)
+    rows = [row[:3] for row in page.rows if row[1:2] == ["products"] or row[1:2] == ["all other operators"]]
+    parts = [["all other operators", "150"], ["products", "90"]]
+    assert rows == [[name, *part] for name in ("vendor", "mixed") for part in parts]
+    assert {"width:100.0%", "width:60.0%"} <= {bar["style"] for bar in page.all("i")}
+    assert "Time is an estimate relative to all at 16 bits" in page.text and "371 ms at 308x308" in page.text
