@@ -183,7 +183,8 @@ def test_a_graph_exported_once_more_is_no_other(workdir, tiny):
     graph.doc_string = "anew"
     write_graph(graph, workdir / "tiny_vision.onnx")
     page, _ = report(tiny, workdir)
-    assert "is about other files" not in page.text and "Lowest token" in page.text
+    assert "probe.json is about other files" not in page.text and "Lowest token" in page.text
+    assert "fidelity.json is about other files: tiny_vision.onnx has changed" in page.text  # that was another graph
 
 
 @pytest.mark.parametrize(
