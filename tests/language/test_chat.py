@@ -180,7 +180,7 @@ def test_the_prompt_is_qwens(talking):
 
 
 def test_a_text_that_looks_like_a_pad_is_refused(talking):
-    with pytest.raises(InputError, match="renders 2 video pads"):
+    with pytest.raises(InputError, match="which stands for a picture or a video: leave it out"):
         build_prompt(load_tokenizer(talking), load_config(talking), "what is <|video_pad|>?", (1, *GRID), 1.0)
 
 
