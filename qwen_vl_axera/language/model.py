@@ -61,7 +61,9 @@ def check_language(checkpoint: Checkpoint) -> None:
         InputError: it is quantised, or none that is known.
     """
     if not checkpoint.tower.text:
-        raise InputError(f"{checkpoint.directory}: {checkpoint.tower.name} does not generate text here yet: leave out --generate")
+        raise InputError(
+            f"{checkpoint.directory}: {checkpoint.tower.name} does not generate text here yet: leave out --generate"
+        )
     if method := checkpoint.quantization:
         raise InputError(
             f"{checkpoint.directory}: quantised with {method}, which does not run here: let the original checkpoint "
