@@ -21,15 +21,18 @@ from qwen_vl_axera.contract import (
 from qwen_vl_axera.doors import check_output
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import made_directory
+from qwen_vl_axera.graph.files import is_cut_off
 from qwen_vl_axera.swap import STAGING, temporary_directory
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
 LLM_CHIPS = ("AX650", "AX620E", "LAMBERT")  # `pulsar2 llm_build2 -h`, 6.0
 SMALLEST = 0.5  # of the layers' median size: they hold the same weights, so a smaller one is cut off
-# 2026-01-31 12:00:00.123+08:00, Sat Jan 31 12:00:00 UTC 2026, 12:00:00; a date without a time may be a release.
+# 2026-01-31 12:00:00.123+08:00, Sat Jan 31 12:00:00 UTC 2026, 12:00:00, 1769860800 (s to ns since 1970); a date without
+# a time may be a release.
 TIME = re.compile(
     r"(?:\d{4}[-/.]\d\d?[-/.]\d\d?[T ,]+|(?:[A-Z][a-z]{2},? )?[A-Z][a-z]{2} {1,2}\d{1,2} )?"
     r"(?<!\d)\d\d?:\d\d(?::\d\d(?:[.,]\d+)?)?(?!\d)(?: ?(?:Z|UTC|GMT|CST|[+-]\d\d:?\d\d)\b)?(?: \d{4}\b)?"
+    r"|\b1\d{9}(?:\d{3}){0,3}\b"
 )
 
 
@@ -152,7 +155,7 @@ def build_language(output: Path, prefix: str, make: Callable[[Path], Command]) -
         make: gives the command that writes into a directory.
 
     Raises:
-        CheckFailed: the command fails, or a layer is much smaller than the others.
+        CheckFailed: the command fails, or a file is cut off: by its own fields, or much smaller than the others.
         InputError: something that cannot be replaced has the name of a layer.
     """
     check_writable(made_directory(output))  # also what is left of a killed run
@@ -162,6 +165,9 @@ def build_language(output: Path, prefix: str, make: Callable[[Path], Command]) -
         execute(command)
         expected = sorted({path for place, name in command.expects for path in place.glob(name)})
         sizes = {path.name: path.stat().st_size for path in expected if path.name != post_file(prefix)}
+        for path in expected:
+            if is_cut_off(path):
+                raise CheckFailed(f"{command.name}: {path.name} is cut off after {path.stat().st_size} bytes")
         middle = median(sizes.values()) if sizes else 0
         for name, size in sizes.items():
             if size < middle * SMALLEST:

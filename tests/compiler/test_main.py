@@ -167,3 +167,11 @@ def test_bad_input_is_one_line_and_exit_code_2(make_workdir, argv, words):
     done = cli(*argv)
     assert done.returncode == 2
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", ["0", "1", "-1"])
+def test_a_layer_or_the_head_cut_off(tiny_dir, tmp_path, number):
+    done = cli("llm_build", tiny_dir, tmp_path / "out", STAND_IN_LIES=f"llm_truncated={number}")
+    assert done.returncode == 1, done.stderr
+    assert ".axmodel is cut off after " in done.stderr
+    assert not list((tmp_path / "out").rglob("*.axmodel"))

@@ -99,6 +99,8 @@ def test_version(tmp_path):
         ("2026-01-31 12:00:00.123 | INFO | version: 7.0", "| INFO | version: 7.0"),
         ("2026-01-31T09:12:00+08:00 version: 7.0", "version: 7.0"),
         ("version: 7.0\nstarted Sat Jan 31 12:00:00 UTC 2026", "version: 7.0, started"),
+        ("version: 7.0 1769860800\ncommit: 1234567890123456789a", "version: 7.0, commit: 1234567890123456789a"),
+        ("version: 7.0 1769860800123456789", "version: 7.0"),
         ("[9:05:01] version: 7.0-20260131", "[] version: 7.0-20260131"),
         ("12:00\nversion: 7.0\ncommit: 2026-01-31", "version: 7.0, commit: 2026-01-31"),
     ],
