@@ -35,7 +35,7 @@ from qwen_vl_axera.fidelity.metrics import AXMODEL_THRESHOLDS, WORST, compare, t
 from qwen_vl_axera.fidelity.tables import columns
 from qwen_vl_axera.files import read_json, write_record
 from qwen_vl_axera.graph.files import load_graph
-from qwen_vl_axera.made_from import made_from
+from qwen_vl_axera.made_from import made_from, stale
 from qwen_vl_axera.oracle.record import read_capture, read_pixels
 
 LEAST_GROWTH = 0.01  # of a predicted loss of cosine
@@ -92,14 +92,16 @@ def limits(workdir: Path, config: Path | None) -> tuple[Limits, str]:
     place, predicted = shared_place(workdir), None
     if config is not None and (place / QUANTIZATION).is_file():
         wanted = read_json(config)["quant"].get("layer_configs", [])
-        predicted = next((entry for entry in read_quantization(place).settings if entry.config == wanted), None)
+        found = read_quantization(place)
+        if stale(found.made_from, place) is None:
+            predicted = next((entry for entry in found.settings if entry.config == wanted), None)
     if predicted is None:
-        words = "the manual's own limit for a quantised model: no preview had simulated this configuration"
+        words = "the manual's own limit for a quantised model: no preview of these files has this configuration"
         return with_error(AXMODEL_THRESHOLDS), words
     losses = 1 - predicted.mean_token_cosine, 1 - predicted.min_token_cosine
-    found = {name: 1 - loss - max(loss, LEAST_GROWTH) for name, loss in zip(AXMODEL_THRESHOLDS, losses, strict=True)}
+    lowest = {name: 1 - loss - max(loss, LEAST_GROWTH) for name, loss in zip(AXMODEL_THRESHOLDS, losses, strict=True)}
     words = f"as the preview predicts for {config.name}, whose loss may double and grow by {LEAST_GROWTH:g} at least"
-    return with_error({name: max(limit, 0.0) for name, limit in found.items()}), words
+    return with_error({name: max(limit, 0.0) for name, limit in lowest.items()}), words
 
 
 def with_error(cosines: Limits) -> Limits:

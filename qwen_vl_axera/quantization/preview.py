@@ -10,10 +10,11 @@ import numpy as np
 
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.schema import BuildConfig, load_config
-from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, QUANTIZATION
+from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, PIXELS, QUANTIZATION, data_file
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.files import read_json, sha256_file, write_json, write_record
 from qwen_vl_axera.graph.files import load_graph, read_spec
+from qwen_vl_axera.made_from import made_from
 from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
 from qwen_vl_axera.quantization import samples as sampling
 from qwen_vl_axera.quantization.census import Census, findings
@@ -120,7 +121,9 @@ def preview(request: Request) -> dict[str, Any]:
     simulation = Simulation(network, ranges, steps, evaluated.observe, weights)
 
     floor, floor_result = simulation.setting("weights alone in S8", None, None)
+    files = [path, workdir / data_file(request.checkpoint.name), workdir / CALIB / ARCHIVE]
     report: dict[str, Any] = {
+        "made_from": made_from([*files, *([] if request.evaluate else [workdir / PIXELS])], workdir),
         "assumptions": assumptions(request.unfused),
         "graph": path.name,
         "calibration": {"archive": f"{CALIB}/{ARCHIVE}", "samples": len(samples)},

@@ -1,5 +1,6 @@
 """`quantization.json`: what a preview found. Cosines and errors are of merged tokens against the float network."""
 
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ from pydantic import Field
 
 from qwen_vl_axera.contract import QUANTIZATION
 from qwen_vl_axera.files import read_record
-from qwen_vl_axera.record import Amount, Count, Positive, Text, record
+from qwen_vl_axera.record import Amount, Count, Positive, Sha256, Text, record
 
 MADE_BY = "preview_quantization.py"
 MIXED = "mixed"  # the setting that a search found
@@ -187,6 +188,7 @@ class Quantization:
     Attributes:
         assumptions: what the simulation takes for granted.
         graph: the file simulated.
+        made_from: graph, weights, calibration archive and captured clip (where it judges) -> SHA-256.
         calibration: archive and number of samples.
         evaluation: clips, their steps, and how many of them were simulated.
         floor: weights in S8 alone.
@@ -209,6 +211,7 @@ class Quantization:
     time: Text | None = None
     search: Searched | None = None
     text: list[dict[str, Any]] | None = None
+    made_from: dict[str, Sha256] = field(default_factory=dict)
 
     @property
     def setting_notes(self) -> list[str]:

@@ -6,10 +6,8 @@ from pathlib import Path
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiled.record import AxmodelFidelity, read_axmodel_fidelity
 from qwen_vl_axera.contract import AXMODEL_FIDELITY, PROBE
-from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.made_from import stale
 from qwen_vl_axera.probe.record import Probe, read_probe
-from qwen_vl_axera.report.parts import Part, read_part
+from qwen_vl_axera.report.parts import Part, check, read_part
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,3 @@ def axmodel_part(workdir: Path, command: str) -> Part[AxmodelFidelity]:
         return found
 
     return read_part(read, workdir / AXMODEL_FIDELITY, command)
-
-
-def check(name: str, about: dict[str, str], workdir: Path) -> None:
-    """That a record is about the files that are there.
-
-    Raises:
-        InputError: it is about others; the message says which.
-    """
-    if why := stale(about, workdir):
-        raise InputError(f"{name} is about other files: {why}")

@@ -2,13 +2,14 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from qwen_vl_axera.doors import read_bytes
 from qwen_vl_axera.errors import InputError
+from qwen_vl_axera.made_from import stale
 
 T = TypeVar("T")
 LONGEST = 1 << 20  # bytes of a text file
@@ -52,16 +53,14 @@ def read_part(read: Callable[[Path], T], path: Path, command: str, name: str = "
         return Part(None, f"{error}.", command)
 
 
-def check_newer(made: Path, inputs: Iterable[Path]) -> None:
-    """That a record is newer than what it is about; inputs that are not there are left out.
+def check(name: str, about: dict[str, str], workdir: Path) -> None:
+    """That a record is about the files that are there.
 
     Raises:
-        InputError: an input has been made anew since.
+        InputError: it is about others; the message says which.
     """
-    written = made.stat().st_mtime_ns
-    for path in inputs:
-        if path.is_file() and path.stat().st_mtime_ns > written:
-            raise InputError(f"{made.name} is older than {path.name}: what it says is of an earlier one")
+    if why := stale(about, workdir):
+        raise InputError(f"{name} is about other files: {why}")
 
 
 @dataclass(frozen=True)

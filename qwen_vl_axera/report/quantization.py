@@ -10,14 +10,14 @@ from PIL import Image
 
 from preprocess import unpatchify
 from qwen_vl_axera.checkpoint.tensors import Checkpoint
-from qwen_vl_axera.contract import ARCHIVE, CALIB, PIXELS, QUANTIZATION, GraphSpec, data_file
+from qwen_vl_axera.contract import QUANTIZATION, GraphSpec
 from qwen_vl_axera.errors import InputError
 from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.oracle.record import Capture
 from qwen_vl_axera.quantization.record import MIXED, Quantization, Searched, Setting, read_quantization
 from qwen_vl_axera.record import Count, Text, record
 from qwen_vl_axera.report.charts import depth_chart, visible
-from qwen_vl_axera.report.parts import Part, check_newer, clipped, read_part
+from qwen_vl_axera.report.parts import Part, check, clipped, read_part
 from qwen_vl_axera.report.pictures import CONTACT, Scale, data_uri, error_map, shrink
 from qwen_vl_axera.towers import find_tower
 
@@ -125,7 +125,7 @@ def check_subject(found: Quantization, judged: Judged, checkpoint: Checkpoint, w
     """What the graph that a preview is about is made for.
 
     Raises:
-        InputError: it is of another model or size, not there any more, or newer than the preview, as may be what the
+        InputError: it is of another model or size, not there any more, or changed since the preview, as may be what the
             preview was calibrated and judged on.
     """
     path = workdir / Path(found.graph).name
@@ -134,8 +134,7 @@ def check_subject(found: Quantization, judged: Judged, checkpoint: Checkpoint, w
     if not path.is_file():
         raise InputError(f"{QUANTIZATION} is about {found.graph}, which is not there any more")
     spec = read_spec(load_graph(path), path)
-    inputs = [path, workdir / data_file(checkpoint.name), workdir / CALIB / ARCHIVE]
-    check_newer(workdir / QUANTIZATION, [*inputs, *([workdir / PIXELS] if judged.clips == [CAPTURED] else [])])
+    check(QUANTIZATION, found.made_from, workdir)
     rows, columns = find_tower(spec.tower).token_grid(spec.size)
     depth = list(range(checkpoint.config.vision.depth))
     names = [found.floor.name, *(entry.name for entry in found.settings)]

@@ -1,5 +1,6 @@
 """The compiled model's check: without a compiler, and how strict it is."""
 
+import hashlib
 import json
 from functools import partial
 
@@ -34,7 +35,10 @@ def preview(workdir, mean, lowest, layer_configs=None):
     own = json.loads(CONFIG.read_text())["quant"]["layer_configs"]
     figures = FIGURES | {"mean_token_cosine": mean, "min_token_cosine": lowest}
     entry = figures | {"name": "vendor", "config": own if layer_configs is None else layer_configs}
-    (workdir / "quantization.json").write_text(json.dumps(REPORT | {"settings": [entry]}))
+    graph = workdir / REPORT["graph"]
+    graph.write_bytes(b"graph")
+    about = {graph.name: hashlib.sha256(b"graph").hexdigest()}
+    (workdir / "quantization.json").write_text(json.dumps(REPORT | {"settings": [entry], "made_from": about}))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,10 @@ def test_otherwise_the_manuals_limit_holds(tmp_path):
     preview(tmp_path, 0.9, 0.5, layer_configs=[])
     assert limits(tmp_path, CONFIG)[0] == manual  # of another configuration
     assert limits(tmp_path, None)[0] == manual
+    preview(tmp_path, 0.9, 0.5)
+    assert limits(tmp_path, CONFIG)[0] != manual
+    (tmp_path / REPORT["graph"]).write_bytes(b"another graph")  # exported since
+    assert limits(tmp_path, CONFIG)[0] == manual
     (tmp_path / "quantization.json").write_text('{"settings": [3]}')
     with pytest.raises(InputError, match=r"quantization\.json"):
         limits(tmp_path, CONFIG)

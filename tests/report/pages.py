@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -75,10 +74,9 @@ def change(path: Path, edit) -> None:
     write(path, value)
 
 
-def touch(path: Path) -> None:
-    """Makes a file anew, as far as its time says."""
-    later = path.stat().st_mtime_ns + 10**12
-    os.utime(path, ns=(later, later))
+def append(path: Path, data: bytes) -> None:
+    """Writes on at the end of a file."""
+    path.write_bytes(path.read_bytes() + data)
 
 
 def report(checkpoint: Checkpoint, workdir: Path) -> tuple[Page, dict[str, str]]:

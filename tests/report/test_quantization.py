@@ -17,7 +17,7 @@ from qwen_vl_axera.report.charts import depth_chart
 from qwen_vl_axera.report.pictures import Scale
 from qwen_vl_axera.report.quantization import MOST_LAYERS, MOST_MAPS, MOST_SETTINGS, ROOM, TILE, group_name, token_maps
 from tests.conftest import run_main
-from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SIZE, SPOOFED, Page, change, decode, report, touch
+from tests.report.pages import ESCAPED, HOSTILE, LIMIT, SIZE, SPOOFED, Page, append, change, decode, report
 
 RECORD = "quantization.json"
 ROWS, COLUMNS = (side // 28 for side in SIZE)
@@ -205,8 +205,10 @@ def test_answers_that_change_are_shown(workdir, tiny):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda workdir: touch(workdir / "tiny_vision.onnx"), "older than tiny_vision.onnx"),
-        (lambda workdir: touch(workdir / "calib" / "hidden_states.tar"), "older than hidden_states.tar"),
+        (lambda workdir: append(workdir / "tiny_vision.onnx", b"\x12\x00"), "tiny_vision.onnx has changed"),
+        (lambda workdir: append(workdir / "tiny_vision.onnx.data", b"0"), "tiny_vision.onnx.data has changed"),
+        (lambda workdir: append(workdir / "calib" / "hidden_states.tar", b"0"), "hidden_states.tar has changed"),
+        (lambda workdir: edit(workdir, made_from={}), "does not say what it was made from"),
         (lambda workdir: edit(workdir, graph="other_vision.onnx"), "not about a graph of tiny"),
         (lambda workdir: edit(workdir, graph="../work/tiny_vision.onnx"), "not about a graph of tiny"),
         (lambda workdir: (workdir / "tiny_vision.onnx").unlink(), "is not there any more"),
@@ -269,8 +271,9 @@ def test_a_captured_clip_lies_under_its_maps(workdir, tiny):
     page, _ = report(tiny, workdir)
     assert "over the first frame of each step" in page.text
     assert min(tile(page, 3, "mixed").shape[:2]) > ROWS  # a picture, not a pixel for each token
-    touch(workdir / "pixels.npy")  # another clip was captured since
-    assert "older than pixels.npy" in report(tiny, workdir)[0].text
+    assert "pixels.npy has changed" not in page.text  # no file of this preview
+    edit(workdir, made_from=record(workdir)["made_from"] | {"pixels.npy": "0" * 64})  # another clip was captured since
+    assert "pixels.npy has changed" in report(tiny, workdir)[0].text
 
 
 def test_a_hostile_record_stays_text_and_the_page_small(workdir, tiny):
