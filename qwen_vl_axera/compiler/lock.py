@@ -50,7 +50,9 @@ def one_build(name: str) -> Iterator[list[int]]:
         except BlockingIOError:
             print(f"{name}: waiting for another build on this machine to end ({path})", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield [descriptor]
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for what the compiler may have left running
+        try:
+            yield [descriptor]
+        finally:  # also where it failed: what the compiler left running has inherited the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

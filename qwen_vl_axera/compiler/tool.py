@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -173,7 +174,8 @@ def execute(command: Command, watch: Callable[[str], None] = lambda line: None, 
         try:
             _run(command, watch, seconds, inherited)
         except BaseException:
-            _remove(_outputs(command))  # half written, perhaps
+            with suppress(InputError):  # the failure is what the user must read
+                _remove(_outputs(command))  # half written, perhaps
             raise
 
 

@@ -274,7 +274,7 @@ def test_dry_run_prints_and_does_nothing(tiny_dir, frames_dir, tmp_path):
         (["--resume", "--force"], "exclude each other"),
         (["--demo", "clip.mp4"], "leave out clip.mp4"),
         ([""], "the checkpoint's path is empty"),
-        (["/"], "error: /: expected a directory"),
+        (["/"], "error: /config.json is missing: expected the directory"),
         (["/no\x1b[2Jsuch"], "/no\\u001b[2Jsuch"),
     ],
 )

@@ -21,8 +21,8 @@ from qwen_vl_axera.errors import InputError
         ('{"a": 1, // one\n "b": 2}', "line 1: comments"),
         ('{"a": 1,\n # one\n "b": 2}', "line 2: comments"),
         ('{"a": 1,\n /* one\n */ "b": 2}', "line 2: comments"),
-        ('{"a": 1,\n}', "line 2: a comma"),
-        ('{"a": [1,\n2,]}', "line 2: a comma"),
+        ('{"a": 1,\n}', "line 2: there is a comma before"),
+        ('{"a": [1,\n2,]}', "line 2: there is a comma before"),
         ("{'a': 1}", "line 1: "),
         ('{"a": True}', "line 1: "),
         ('{"a": 01}', "line 1: "),
@@ -64,5 +64,5 @@ def test_files_that_are_no_text(tmp_path):
     with pytest.raises(InputError, match="UTF-8"):
         read_strict(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": 1,}')
-    with pytest.raises(InputError, match=r"config\.json: line 1: a comma"):
+    with pytest.raises(InputError, match=r"config\.json: line 1: there is a comma before"):
         read_strict(tmp_path / "config.json")

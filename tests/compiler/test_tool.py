@@ -132,6 +132,18 @@ def test_two_builds_are_never_at_once(make_workdir, tmp_path):
     assert Path("build-output/tiny_vision.axmodel").is_file()
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_a_compiler_leaves_running_keeps_nobody_waiting(make_workdir, tmp_path, code):
+    workdir = make_workdir()
+    tool = tmp_path / "pulsar2"
+    tool.write_text(f"#!/bin/sh\n(sleep 30 >/dev/null 2>&1 &)\nexit {code}\n")
+    tool.chmod(0o755)
+    with pytest.raises(CheckFailed, match=r"exit code 3" if code else "not"):
+        execute(build_command(Tool("command", str(tool)), workdir / "tiny_vision.onnx", CONFIG))
+    with open(lock_file()) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_tool_that_says_nothing_is_remarked_on(make_workdir, monkeypatch, capfd):
     workdir = make_workdir()
     monkeypatch.setattr("qwen_vl_axera.compiler.tool.QUIET", 0.5)

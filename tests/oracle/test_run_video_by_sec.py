@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 import run_video_by_sec
 from qwen_vl_axera.checkpoint.config import load_config
-from qwen_vl_axera.contract import DESCRIBE
+from qwen_vl_axera.contract import DESCRIBE, STEP_PATCHES
 from qwen_vl_axera.language.chat import build_prompt, load_tokenizer
 from qwen_vl_axera.oracle import record as capture
 from qwen_vl_axera.towers import find_tower
@@ -170,7 +170,7 @@ def test_the_same_clip_gives_the_same_bytes(workdir, run_script, tiny_dir, frame
 def test_a_view_is_saved_without_the_memory_behind_it(workdir, tmp_path):
     """transformers' window bounds are a view of a larger buffer, whose rest is whatever lay there."""
     saved = capture.read_capture(workdir)
-    layout = {name: torch.zeros(4)[:2] for name in find_tower("qwen2_5_vl").layout_tensors}
+    layout = {name: torch.zeros(4)[:2] for name in (STEP_PATCHES, *find_tower("qwen2_5_vl").layout_tensors)}
     arrays = (np.load(workdir / f"{name}.npy") for name in ("pixels", "vit_out", "vit_exact"))
     capture.save_capture(tmp_path, saved, *arrays, layout)
     for name in layout:
