@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from onnx import numpy_helper
 
 from preprocess import flat_patches, frames_to_patches, normalize, to_graph_input, unpatchify
@@ -25,6 +26,8 @@ from qwen_vl_axera.towers.qwen3_vl.layout import build_layout
 from qwen_vl_axera.towers.qwen3_vl.module import VisionTower
 from qwen_vl_axera.towers.qwen3_vl.reference import ReferenceTower
 from tests.tiny import QWEN3_VISION, make_tiny_qwen3
+
+pytest.importorskip("transformers.models.qwen3_vl", reason="this transformers has no Qwen3-VL", exc_type=ImportError)
 
 SIZES = [(320, 320), (160, 288), (64, 64), (64, 416)]
 SIZE = (160, 288)
@@ -57,11 +60,14 @@ def right(truth: Truth, tokens: np.ndarray) -> bool:
 
 
 def test_patches_are_those_of_transformers(tower):
-    from transformers import Qwen2VLImageProcessorPil
+    try:
+        from transformers import Qwen2VLImageProcessorPil as Processor
+    except ImportError:  # transformers 4: Pillow is its only one
+        from transformers import Qwen2VLImageProcessor as Processor
 
     frame = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    made = Qwen2VLImageProcessorPil(patch_size=16, min_pixels=1, max_pixels=64 * 96, **half)(frame)
+    made = Processor(patch_size=16, min_pixels=1, max_pixels=64 * 96, **half)(frame)
     patches = frames_to_patches([frame], (64, 96), patch_size=16)
     assert np.array_equal(flat_patches(patches, [0.5] * 3, [0.5] * 3), made["pixel_values"])
     assert np.array_equal(unpatchify(patches, 64, 96)[0], frame)
@@ -71,12 +77,15 @@ def test_patches_are_those_of_transformers(tower):
 def test_oracle_is_the_tower_of_the_full_model(checkpoint, tower, size):
     from transformers import Qwen3VLForConditionalGeneration
 
-    full = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint.directory).float().eval().model.visual
+    # transformers 4 does not know the names without "model." in front of them.
+    names = {} if int(transformers.__version__.split(".")[0]) > 4 else {"key_mapping": {"^visual": "model.visual"}}
+    full = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint.directory, **names).float().eval().model.visual
     patches, grid = clip(size), checkpoint.config.vision.grid(size)
     values = torch.from_numpy(flat_patches(patches, [0.5] * 3, [0.5] * 3))
     with torch.no_grad():
         output = full(values, grid_thw=torch.tensor([[len(patches), *grid]]))
-    expected = torch.cat([output.pooler_output, *output.deepstack_features], -1).numpy()
+    tokens, features = output if isinstance(output, tuple) else (output.pooler_output, output.deepstack_features)
+    expected = torch.cat([tokens, *features], -1).numpy()
     assert relative(tower.run(patches, grid), expected) <= SAME_SUMS
     assert relative(tower.run_exact(patches, grid), expected) <= SAME_SUMS
     answer, layout = tower.run_steps(patches, grid)

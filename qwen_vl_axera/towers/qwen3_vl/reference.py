@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qwen_vl_axera.errors import CheckFailed
+from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.towers.qwen2_5_vl import reference
 from qwen_vl_axera.towers.qwen2_5_vl.reference import ANGLE_TOLERANCE, rotary_angles
 from qwen_vl_axera.towers.qwen3_vl import QWEN3_VL
@@ -35,8 +35,14 @@ class ReferenceTower(reference.ReferenceTower):
 
     @staticmethod
     def build(config: VisionConfig, **changes: Any) -> nn.Module:
-        from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+        import transformers
+
+        try:
+            from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+            from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+        except ModuleNotFoundError:
+            found = f"transformers {transformers.__version__}"
+            raise InputError(f"{found} has no Qwen3-VL: install 4.57 or newer") from None
 
         fields = dataclasses.asdict(config)
         del fields["layer_norm_eps"], fields["assumed"]  # the first is a constant in transformers, too
