@@ -21,7 +21,6 @@ from qwen_vl_axera.contract import (
 from qwen_vl_axera.doors import check_output
 from qwen_vl_axera.errors import CheckFailed, InputError
 from qwen_vl_axera.files import made_directory
-from qwen_vl_axera.graph.files import is_cut_off
 from qwen_vl_axera.swap import STAGING, temporary_directory
 
 HARDWARE = ("AX650", "AX620E", "AX615", "AX637", "AX8860", "M76H", "M57")  # `pulsar2 build -h`, 7.0
@@ -158,6 +157,8 @@ def build_language(output: Path, prefix: str, make: Callable[[Path], Command]) -
         CheckFailed: the command fails, or a file is cut off: by its own fields, or much smaller than the others.
         InputError: something that cannot be replaced has the name of a layer.
     """
+    from qwen_vl_axera.graph.files import is_cut_off  # onnx: command lines are printed where it is not installed
+
     check_writable(made_directory(output))  # also what is left of a killed run
     directory, lock = temporary_directory(output, STAGING)
     try:
