@@ -95,18 +95,25 @@ TOKENS = {
 
 def hub_config(shape: str, lm_layers: int | None = None) -> dict:
     """`config.json` as the hub has it for one of SHAPES, optionally with fewer language-model layers."""
-    hidden, inner, layers, heads, key_value_heads, vision_inner = SHAPES[shape]
-    text = {
+    *sizes, vision_inner = SHAPES[shape]
+    text = text_fields(*sizes, 151936 if shape == "3B" else 152064, lm_layers)
+    text["tie_word_embeddings"] = shape == "3B"
+    vision = {"intermediate_size": vision_inner, "out_hidden_size": sizes[0]}
+    return flat_config(text, vision, TOKENS)
+
+
+def text_fields(
+    hidden: int, inner: int, layers: int, heads: int, key_value_heads: int, vocabulary: int, lm_layers: int | None
+) -> dict:
+    """The language model's fields; `lm_layers`, where given, in the place of `layers`."""
+    return {
         "hidden_size": hidden,
         "intermediate_size": inner,
         "num_hidden_layers": layers if lm_layers is None else lm_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": key_value_heads,
-        "vocab_size": 151936 if shape == "3B" else 152064,
-        "tie_word_embeddings": shape == "3B",
+        "vocab_size": vocabulary,
     }
-    vision = {"intermediate_size": vision_inner, "out_hidden_size": hidden}
-    return flat_config(text, vision, TOKENS)
 
 
 def flat_config(text: dict, vision: dict, tokens: dict) -> dict:
@@ -117,16 +124,9 @@ def flat_config(text: dict, vision: dict, tokens: dict) -> dict:
 
 def qwen3_hub_config(shape: str, lm_layers: int | None = None) -> dict:
     """`config.json` of one of QWEN3_SHAPES."""
-    (hidden, inner, layers, heads, key_value_heads), (depth, width, vision_inner), taps = QWEN3_SHAPES[shape]
-    text = {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers if lm_layers is None else lm_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-        "vocab_size": 151936,
-    }
-    vision = {"depth": depth, "hidden_size": width, "intermediate_size": vision_inner, "out_hidden_size": hidden}
+    sizes, (depth, width, vision_inner), taps = QWEN3_SHAPES[shape]
+    text = text_fields(*sizes, 151936, lm_layers)
+    vision = {"depth": depth, "hidden_size": width, "intermediate_size": vision_inner, "out_hidden_size": sizes[0]}
     vision |= {"deepstack_visual_indexes": taps}
     return qwen3_config(text, vision, TOKENS, tied=shape != "Qwen3-VL-8B")
 

@@ -12,7 +12,7 @@ from qwen_vl_axera.checkpoint.tensors import Checkpoint
 from qwen_vl_axera.compiler.schema import BuildConfig, load_config
 from qwen_vl_axera.contract import ARCHIVE, CALIB, MIXED_CONFIG, PIXELS, QUANTIZATION, data_file
 from qwen_vl_axera.errors import InputError
-from qwen_vl_axera.files import read_json, sha256_file, write_json, write_record
+from qwen_vl_axera.files import read_json, write_json, write_record
 from qwen_vl_axera.graph.files import load_graph, read_spec
 from qwen_vl_axera.made_from import made_from
 from qwen_vl_axera.preflight.plan import CONFIGS, find_graph
@@ -121,9 +121,10 @@ def preview(request: Request) -> dict[str, Any]:
     simulation = Simulation(network, ranges, steps, evaluated.observe, weights)
 
     floor, floor_result = simulation.setting("weights alone in S8", None, None)
-    files = [path, workdir / data_file(request.checkpoint.name), workdir / CALIB / ARCHIVE]
+    files = [path, workdir / data_file(request.checkpoint.name), samples.path]
+    about = made_from([*files, *([] if request.evaluate else [workdir / PIXELS])], workdir)
     report: dict[str, Any] = {
-        "made_from": made_from([*files, *([] if request.evaluate else [workdir / PIXELS])], workdir),
+        "made_from": about,
         "assumptions": assumptions(request.unfused),
         "graph": path.name,
         "calibration": {"archive": f"{CALIB}/{ARCHIVE}", "samples": len(samples)},
@@ -138,7 +139,8 @@ def preview(request: Request) -> dict[str, Any]:
         if judges:
             sampling.check_apart([clip for number, clip in enumerate(clips) if not number % 2], clips[1::2])
         choosing = [step for step, clip in enumerate(clip_of) if clip not in judges]
-        fingerprint = _fingerprint(path, samples.path, [steps[step] for step in choosing], request.unfused)
+        graph, _, archive = list(about.values())[: len(files)]
+        fingerprint = _fingerprint(path, graph, archive, [steps[step] for step in choosing], request.unfused)
         saved = workdir / PROGRESS_FILE
         outcome = search(simulation, floor_result.tokens, request.target_loss, saved, fingerprint, choosing)
         if len(judges) < LEAST_JUDGES:
@@ -250,10 +252,10 @@ def assumptions(unfused: Sequence[str]) -> list[dict[str, str]]:
     return rules + [{"grade": "inf", "rule": FUSED[name][name in unfused]} for name in FUSIONS]
 
 
-def _fingerprint(graph: Path, archive: Path, steps: Sequence, unfused: Sequence[str]) -> str:
-    """Of everything that a layer's damage depends on."""
-    digest = hashlib.sha256(f"{RULES} {sha256_file(graph)} {sha256_file(archive)} {sorted(unfused)}".encode())
-    for data in sorted(graph.parent.glob("*.onnx.data")):
+def _fingerprint(path: Path, graph: str, archive: str, steps: Sequence, unfused: Sequence[str]) -> str:
+    """Of everything that a layer's damage depends on; `graph` and `archive` are hashes, `path` is the graph's."""
+    digest = hashlib.sha256(f"{RULES} {graph} {archive} {sorted(unfused)}".encode())
+    for data in sorted(path.parent.glob("*.onnx.data")):
         digest.update(f"{data.name} {data.stat().st_size} {data.stat().st_mtime_ns}".encode())
     for step in steps:
         digest.update(step.tobytes())

@@ -1,5 +1,8 @@
 """What follows from any tower's shape: patches, tokens, the graph's inputs and outputs."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from qwen_vl_axera.contract import OUTPUT_NAME
 from qwen_vl_axera.errors import InputError
 
@@ -14,6 +17,31 @@ class VisionShape:
     hidden_size: int
     num_heads: int
     out_hidden_size: int
+
+    def check(self, path: Path, activation: object, known: str, fixed: Mapping[str, int], model: str) -> None:
+        """What every tower's `vision_config` has to keep.
+
+        Args:
+            path: of config.json, for messages.
+            activation: its `hidden_act`.
+            known: the one that the exported module has.
+            fixed: field -> the value of every released model.
+            model: its name, for messages.
+
+        Raises:
+            InputError: another activation or value, or heads that rotary angles of two axes do not fit.
+        """
+        if activation != known:
+            raise InputError(f"{path}: vision_config.hidden_act is {activation!r}, only {known!r} is known")
+        for name, expected in fixed.items():
+            found = getattr(self, name)
+            if found != expected:
+                raise InputError(f"{path}: vision_config.{name} is {found}, every released {model} has {expected}")
+        if self.hidden_size % self.num_heads or self.head_dim % 4:
+            raise InputError(
+                f"{path}: vision hidden_size {self.hidden_size} over {self.num_heads} heads is no whole multiple of 4 "
+                "channels a head, which rotary angles of two axes need"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -79,17 +79,7 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
         in_channels=get("in_channels" if "in_channels" in raw else "in_chans", default=CHANNELS),
         assumed=", ".join(f"{name} {stated[name]}" for name in DEFAULTS if name not in raw),
     )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{path}: vision_config.hidden_act is {raw['hidden_act']!r}, only 'silu' is known")
-    for name, expected in FIXED.items():
-        found = getattr(config, name)
-        if found != expected:
-            raise InputError(f"{path}: vision_config.{name} is {found}, every released Qwen2.5-VL has {expected}")
-    if config.hidden_size % config.num_heads or config.head_dim % 4:
-        raise InputError(
-            f"{path}: vision hidden_size {config.hidden_size} over {config.num_heads} heads is no whole multiple of 4 "
-            "channels a head, which rotary angles of two axes need"
-        )
+    config.check(path, raw.get("hidden_act", "silu"), "silu", FIXED, "Qwen2.5-VL")
     if config.window_size % config.factor:
         raise InputError(f"{path}: window_size {config.window_size} is no multiple of {config.factor} pixels")
     if any(type(block) is not int or not 0 <= block < config.depth for block in blocks):

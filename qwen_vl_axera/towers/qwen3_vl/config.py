@@ -82,18 +82,7 @@ def read_config(path: Path, raw: dict[str, Any]) -> VisionConfig:
     taps = fields["deepstack_visual_indexes"]
     assumed = ", ".join(f"{name} {fields[name]}" for name in DEFAULTS if name not in raw)
     config = VisionConfig(**fields | {"deepstack_visual_indexes": tuple(taps)}, assumed=assumed)
-    if raw.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise InputError(
-            f"{path}: vision_config.hidden_act is {raw['hidden_act']!r}, only 'gelu_pytorch_tanh' is known"
-        )
-    for name, expected in FIXED.items():
-        if fields[name] != expected:
-            raise InputError(f"{path}: vision_config.{name} is {fields[name]}, every released Qwen3-VL has {expected}")
-    if config.hidden_size % config.num_heads or config.head_dim % 4:
-        raise InputError(
-            f"{path}: vision hidden_size {config.hidden_size} over {config.num_heads} heads is no whole multiple of 4 "
-            "channels a head, which rotary angles of two axes need"
-        )
+    config.check(path, raw.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh", FIXED, QWEN3_VL.name)
     if config.position_side**2 != config.num_position_embeddings:
         raise InputError(f"{path}: num_position_embeddings {config.num_position_embeddings} is no square of a side")
     if any(type(tap) is not int or not 0 <= tap < config.depth for tap in taps) or sorted(set(taps)) != taps:
